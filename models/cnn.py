@@ -1,0 +1,95 @@
+"""ResidualCNN: a compact residual network for 32x32 images.
+
+The layout is that of ResNet for CIFAR-10 (He et al., arXiv 1512.03385, section 4.2).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# 387,514 of at most 399,999 parameters, 59.6 million multiply-adds an image.
+WIDTHS = (24, 48, 96)
+BLOCKS = (2, 2, 2)
+DROPOUT = 0.0
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a skip connection: (N, in, H, W) -> (N, out, H/stride, W/stride).
+
+    Where the shape changes, the skip is a strided 1x1 convolution (arXiv 1512.03385, option B). Dropout lies between
+    the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4). The last batch norm starts at zero, so that every
+    block starts as its skip (arXiv 1706.02677, section 5.1).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.skip = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.skip = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.dropout(F.relu(self.bn1(self.conv1(x))))
+        residual = self.bn2(self.conv2(residual))
+        return F.relu(self.skip(x) + residual)
+
+
+class ResidualCNN(nn.Module):
+    """Images (N, 3, 32, 32), normalised floats -> logits (N, classes).
+
+    Args:
+        widths: channels of each stage; every stage but the first halves the resolution.
+        blocks: residual blocks of each stage, as many numbers as there are widths.
+        dropout: probability with which the blocks of the last stage drop an activation while training.
+        classes: number of classes.
+
+    Raises:
+        ValueError: if `blocks` and `widths` differ in length.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = WIDTHS,
+        blocks: Sequence[int] = BLOCKS,
+        dropout: float = DROPOUT,
+        classes: int = 10,
+    ):
+        super().__init__()
+        if len(widths) != len(blocks):
+            raise ValueError(f"{len(widths)} widths but {len(blocks)} numbers of blocks")
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        stages, channels = [], widths[0]
+        for stage, (width, count) in enumerate(zip(widths, blocks)):
+            last_stage = stage == len(widths) - 1
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(ResidualBlock(channels, width, stride, dropout if last_stage else 0.0))
+                channels = width
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(channels, classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al., arXiv 1502.01852
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stages(self.stem(images))  # (N, widths[-1], 8, 8) with three stages
+        return self.classifier(features.mean(dim=(2, 3)))  # global average pooling

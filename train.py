@@ -1,0 +1,324 @@
+"""Train ResidualCNN on CIFAR-10, keep a checkpoint of every epoch and draw loss_curve.png.
+
+python train.py                                  the recipe, 90 epochs
+python train.py --resume                         go on after an interruption
+python train.py --data synthetic --epochs 3      a tour in a minute, without CIFAR-10
+"""
+
+import argparse
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+from tqdm import tqdm
+
+import dataset
+from dataset import Batches
+from models import ResidualCNN, cnn, count_parameters
+from utils import checkpoint, engine, history, plot, runtime
+from utils.errors import UserError, interrupt_code, run_program
+from utils.options import Parser, integer, real
+
+# What a checkpoint remembers: with these the same run can be done again, on any machine and in any folder.
+RECIPE = (
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "step_size", "gamma", "seed", "data", "subset",
+    "widths", "blocks", "dropout", "max_parameters",
+)  # fmt: skip
+NETWORK = ("widths", "blocks", "dropout")  # of these, the arguments of ResidualCNN
+VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]))
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
+    recipe.add_argument("--batch-size", type=integer(1), default=128, help="images a step")
+    recipe.add_argument("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD at the start")
+    recipe.add_argument("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
+    recipe.add_argument("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
+    recipe.add_argument("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
+    recipe.add_argument("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
+    recipe.add_argument("--seed", type=integer(0), default=0, help="what every random number follows from")
+
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage"
+    )
+    network.add_argument(
+        "--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage"
+    )
+    network.add_argument(
+        "--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability in the last stage's blocks"
+    )
+    network.add_argument(
+        "--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters"
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
+    data.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    data.add_argument(
+        "--subset", type=integer(1), default=None, help="train on the first N images, validate on at most as many"
+    )
+
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder for the checkpoints and history.csv"
+    )
+    files.add_argument(
+        "--plot", type=Path, default=None, help="picture of the curve (default: loss_curve.png, beside the checkpoints "
+        "if their folder is another)",
+    )  # fmt: skip
+    start = files.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on after the newest epoch in the folder")
+    start.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    return parser
+
+
+def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, dict | None]:
+    """The options of this run and, with --resume, the checkpoint it goes on from (None: a run from the start).
+
+    What is not given on a resumed run's command line comes from the checkpoint; what is given must agree with it.
+
+    Raises:
+        UserError: for bad options, for a folder that holds a run and neither --resume nor --overwrite.
+    """
+    parser = build_parser()
+    options, given = parser.parse(argv)
+    folder = options.checkpoint_dir
+    if not options.resume:
+        if checkpoint.saved_epochs(folder) and not options.overwrite:
+            raise UserError(f"{folder} holds a run; go on with --resume, or remove it with --overwrite")
+        return options, None
+    saved = checkpoint.load_newest(folder)
+    if saved is None:
+        return options, None
+    path = checkpoint.path_of(folder, saved["epoch"])
+    recipe = saved["config"]["options"] | saved["config"]["network"]
+    if recipe.keys() != set(RECIPE):
+        raise UserError(f"{path} is no usable checkpoint: its config is not that of a run; choose another epoch")
+    _check_same_recipe(path, given, recipe)
+    try:  # as if the saved options had been typed, so that they pass the same checks
+        options, _ = parser.parse(_as_arguments(recipe) + (sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        raise UserError(f"{path} is no usable checkpoint: {error}") from error
+    return options, saved
+
+
+def _check_same_recipe(path: Path, given: dict, recipe: dict) -> None:
+    for name in given.keys() & recipe.keys():
+        longer = name == "epochs" and given[name] > recipe[name]
+        if given[name] != recipe[name] and not longer:
+            raise UserError(
+                f"--{name.replace('_', '-')} {given[name]} differs from {recipe[name]} in {path}; leave it out to "
+                "resume, or start another run with another --checkpoint-dir"
+            )
+
+
+def _as_arguments(recipe: dict) -> list[str]:
+    arguments = []
+    for name, value in recipe.items():
+        if value is not None:
+            arguments += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def build_network(options: argparse.Namespace) -> ResidualCNN:
+    """The network of the options, initialised from the seed.
+
+    Raises:
+        UserError: if its shape is none, or over the budget of parameters.
+    """
+    if len(options.widths) != len(options.blocks):
+        raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
+    torch.manual_seed(options.seed)
+    network = ResidualCNN(options.widths, options.blocks, options.dropout)
+    parameters = count_parameters(network)
+    if parameters > options.max_parameters:
+        raise UserError(
+            f"the network has {parameters:,} trainable parameters, more than {options.max_parameters:,}; choose "
+            "smaller --widths or --blocks, or raise --max-parameters"
+        )
+    return network
+
+
+class Run:
+    """What one run of training consists of; its checkpoints hold what cannot be had from the options."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device, network: ResidualCNN):
+        self.options, self.device = options, device
+        training, validation = dataset.load_training(options.data, options.data_dir)
+        if options.subset:
+            training, validation = training[: options.subset], validation[: options.subset]
+        self.mean, self.std = dataset.channel_statistics(training.images)
+        self.training, self.validation = training.to(device), validation.to(device)
+        self._use(network)
+        self.history = []
+
+    def _use(self, network: ResidualCNN) -> None:
+        options = self.options
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = SGD(
+            self.network.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+        )
+        self.scheduler = StepLR(self.optimizer, options.step_size, options.gamma)
+
+    def restore(self, saved: dict) -> None:
+        """Go on from a checkpoint of the same recipe.
+
+        Raises:
+            UserError: if the checkpoint is not usable, or the images are not those with which the run began.
+        """
+        path = checkpoint.path_of(self.options.checkpoint_dir, saved["epoch"])
+        config = saved["config"]
+        if not np.allclose((self.mean, self.std), (config["mean"], config["std"]), atol=1e-6):
+            raise UserError(f"{path} was trained on other images; name their folder with --data-dir")
+        self.mean, self.std = config["mean"], config["std"]
+        self._use(checkpoint.rebuild_network(path, saved, ResidualCNN))
+        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler)
+        self.history = saved["history"]
+
+    def train_epoch(self) -> dict:
+        """Train for the next epoch and validate; returns its row of the history.
+
+        What is random in an epoch follows from (seed, epoch), so that a resumed run draws what the first would have.
+        """
+        options, epoch = self.options, len(self.history) + 1
+        started = time.perf_counter()
+        torch.manual_seed(runtime.derived_seed(options.seed, epoch, 1))  # dropout
+        generator = torch.Generator().manual_seed(runtime.derived_seed(options.seed, epoch))  # order, crops and flips
+        batches = Batches(self.training, options.batch_size, self.mean, self.std, generator)
+        with tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, disable=None, unit="batch") as bar:
+            train_loss, train_accuracy = engine.train_one_epoch(self.network, self.network, bar, self.optimizer)
+        training_seconds = time.perf_counter() - started
+        val_loss, val_accuracy = self.validate()
+        row = {
+            "epoch": epoch,
+            "lr": self.scheduler.get_last_lr()[0],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": time.perf_counter() - started,
+            "images_per_second": len(self.training) / training_seconds,
+        }
+        self.scheduler.step()
+        return row
+
+    def validate(self) -> tuple[float, float]:
+        """Loss and accuracy on the validation split."""
+        batches = Batches(self.validation, VALIDATION_BATCH, self.mean, self.std)
+        return engine.loss_and_accuracy(*engine.predict(self.network, batches))
+
+    def keep(self, row: dict) -> None:
+        """Write the checkpoint of the epoch just trained, and enter its row into the history."""
+        state = {
+            "format": checkpoint.FORMAT,
+            "epoch": row["epoch"],
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": [*self.history, row],
+            "config": self.config(),
+        }
+        checkpoint.save(self.options.checkpoint_dir, state)
+        self.history.append(row)
+
+    def config(self) -> dict:
+        """What, besides the weights, rebuilds and tests the network, and repeats the run."""
+        values = vars(self.options)
+        return {
+            "options": {name: values[name] for name in RECIPE if name not in NETWORK},
+            "network": {name: values[name] for name in NETWORK},
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+
+def fit(run: Run, curve: plot.LossCurve) -> None:
+    """Train to the last epoch, keeping a checkpoint of each.
+
+    Raises:
+        UserError: if the loss is not finite, or a checkpoint cannot be written.
+    """
+    print(history.HEADER + "     left")
+    while len(run.history) < run.options.epochs:
+        row = run.train_epoch()
+        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            raise UserError(
+                f"the loss of epoch {row['epoch']} is not finite: training has diverged; try a smaller --lr than "
+                f"{run.options.lr:g}"
+            )
+        run.keep(row)
+        best = row is history.best_row(run.history)
+        seconds = [row["seconds"] for row in run.history[-10:]]
+        left = sum(seconds) / len(seconds) * (run.options.epochs - len(run.history))
+        print(f"{history.line(row, best)}{history.duration(left):>9}", flush=True)
+        curve.draw_if_due(run.history)
+
+
+def print_header(run: Run) -> None:
+    options, network = run.options, run.network
+    shape = ", ".join(f"{blocks} x {width}" for width, blocks in zip(options.widths, options.blocks))
+    drops = f"lr x {options.gamma:g} every {options.step_size} epochs"
+    what = "CIFAR-10" if options.data == "cifar10" else "synthetic data, not CIFAR-10"
+    print(f"data      {what}: {len(run.training):,} training and {len(run.validation):,} validation images")
+    print(f"network   ResidualCNN, blocks {shape}, {count_parameters(network):,} trainable parameters")
+    print(
+        f"recipe    {options.epochs} epochs, batch {options.batch_size}, SGD {options.lr:g}, {drops}, seed {options.seed}"
+    )
+    print(f"machine   {runtime.describe(run.device)}")
+
+
+def advice(options: argparse.Namespace, rows: list[dict], curve: plot.LossCurve) -> str:
+    """The two lines to read when training is over."""
+    best = history.best_row(rows)["epoch"]
+    folder = "" if options.checkpoint_dir == plot.CHECKPOINT_DIR else f" --checkpoint-dir {options.checkpoint_dir}"
+    return (
+        f"Look at {curve.path} and choose an epoch; the validation loss is lowest in epoch {best}. Then:\n"
+        f"    python test.py --epoch {best}{folder}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    options, saved = options_and_checkpoint(argv)
+    device = runtime.choose_device(options.device)
+    runtime.keep_freed_memory()
+    network = build_network(options)
+    with checkpoint.claimed(options.checkpoint_dir):
+        run = Run(options, device, network)
+        if saved:
+            run.restore(saved)
+        if options.overwrite:
+            checkpoint.clear(options.checkpoint_dir)
+        checkpoint.clear_leftovers(options.checkpoint_dir)
+        path = options.plot or plot.default_path(options.checkpoint_dir)
+        curve = plot.LossCurve(path, run.config(), count_parameters(run.network))
+        print_header(run)
+        try:
+            fit(run, curve)
+        except KeyboardInterrupt as interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+            print(
+                f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, and --resume goes on after them"
+            )
+            return interrupt_code(interrupt)
+        finally:
+            if run.history:
+                curve.draw(run.history)
+    print(advice(options, run.history, curve))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
