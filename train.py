@@ -8,7 +8,6 @@ python train.py --data synthetic --epochs 3      a tour in a minute, without CIF
 import argparse
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from utils.options import Parser, integer, real
 # What a checkpoint remembers: with these the same run can be done again, on any machine and in any folder.
 RECIPE = (
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "step_size", "gamma", "seed", "data", "subset",
-    "widths", "blocks", "dropout", "max_parameters",
+    "widths", "blocks", "dropout", "max_parameters", "compile",
 )  # fmt: skip
 NETWORK = ("widths", "blocks", "dropout")  # of these, the arguments of ResidualCNN
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
@@ -82,6 +81,12 @@ def build_parser() -> Parser:
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    machine.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="torch.compile the network; auto: if the run is long enough to win its start back",
+    )
     return parser
 
 
@@ -95,6 +100,8 @@ def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, 
     """
     parser = build_parser()
     options, given = parser.parse(argv)
+    if options.compile == "auto":
+        given.pop("compile", None)  # no wish that a checkpoint could contradict
     folder = options.checkpoint_dir
     if not options.resume:
         if checkpoint.saved_epochs(folder) and not options.overwrite:
@@ -109,10 +116,11 @@ def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, 
         raise UserError(f"{path} is no usable checkpoint: its config is not that of a run; choose another epoch")
     _check_same_recipe(path, given, recipe)
     try:  # as if the saved options had been typed, so that they pass the same checks
-        options, _ = parser.parse(_as_arguments(recipe) + (sys.argv[1:] if argv is None else argv))
+        saved_options, _ = parser.parse(_as_arguments(recipe))
     except UserError as error:
         raise UserError(f"{path} is no usable checkpoint: {error}") from error
-    return options, saved
+    places = {name: value for name, value in vars(options).items() if name not in RECIPE}
+    return argparse.Namespace(**vars(saved_options) | places | given), saved
 
 
 def _check_same_recipe(path: Path, given: dict, recipe: dict) -> None:
@@ -162,12 +170,21 @@ class Run:
             training, validation = training[: options.subset], validation[: options.subset]
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.training, self.validation = training.to(device), validation.to(device)
-        self._use(network)
         self.history = []
+        self._settle_compile()
+        self._use(network)
+
+    def _settle_compile(self) -> None:
+        """Decide on --compile auto, once for the run: a resumed run has the decision from its checkpoint."""
+        images = self.options.epochs * len(self.training)
+        wanted = self.options.compile == "on" or (self.options.compile == "auto" and runtime.compile_pays(images))
+        self.options.compile = "on" if wanted and runtime.compiler_works() else "off"
 
     def _use(self, network: ResidualCNN) -> None:
         options = self.options
         self.network = network.to(self.device, memory_format=torch.channels_last)
+        compiled = options.compile == "on"
+        self.forward = runtime.compiled_forward(self.network, options.batch_size) if compiled else self.network
         self.optimizer = SGD(
             self.network.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay
         )
@@ -199,7 +216,7 @@ class Run:
         generator = torch.Generator().manual_seed(runtime.derived_seed(options.seed, epoch))  # order, crops and flips
         batches = Batches(self.training, options.batch_size, self.mean, self.std, generator)
         with tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, disable=None, unit="batch") as bar:
-            train_loss, train_accuracy = engine.train_one_epoch(self.network, self.network, bar, self.optimizer)
+            train_loss, train_accuracy = engine.train_one_epoch(self.network, self.forward, bar, self.optimizer)
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         row = {
@@ -268,16 +285,18 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
 
 
 def print_header(run: Run) -> None:
-    options, network = run.options, run.network
-    shape = ", ".join(f"{blocks} x {width}" for width, blocks in zip(options.widths, options.blocks))
-    drops = f"lr x {options.gamma:g} every {options.step_size} epochs"
-    what = "CIFAR-10" if options.data == "cifar10" else "synthetic data, not CIFAR-10"
-    print(f"data      {what}: {len(run.training):,} training and {len(run.validation):,} validation images")
-    print(f"network   ResidualCNN, blocks {shape}, {count_parameters(network):,} trainable parameters")
-    print(
-        f"recipe    {options.epochs} epochs, batch {options.batch_size}, SGD {options.lr:g}, {drops}, seed {options.seed}"
-    )
-    print(f"machine   {runtime.describe(run.device)}")
+    options = run.options
+    synthetic = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
+    shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
+    facts = {
+        "data": f"{synthetic}: {len(run.training):,} images to train on, {len(run.validation):,} for validation",
+        "network": f"ResidualCNN, blocks {shape}; {count_parameters(run.network):,} trainable parameters",
+        "recipe": f"{options.epochs} epochs, batch {options.batch_size}, SGD, lr {options.lr:g} "
+        f"x {options.gamma:g} every {options.step_size}, seed {options.seed}",
+        "machine": runtime.describe(run.device) + (", torch.compile" if options.compile == "on" else ""),
+    }
+    for name, fact in facts.items():
+        print(f"{name:<9}{fact}")
 
 
 def advice(options: argparse.Namespace, rows: list[dict], curve: plot.LossCurve) -> str:
@@ -310,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt as interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
             print(
-                f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, and --resume goes on after them"
+                f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, --resume goes on after them"
             )
             return interrupt_code(interrupt)
         finally:
