@@ -314,6 +314,9 @@ def main(argv: list[str] | None = None) -> int:
     device = runtime.choose_device(options.device)
     runtime.keep_freed_memory()
     network = build_network(options)
+    if saved and saved["epoch"] >= options.epochs:
+        print(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do; --epochs adds more")
+        return 0
     with checkpoint.claimed(options.checkpoint_dir):
         run = Run(options, device, network)
         if saved:

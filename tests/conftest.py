@@ -1,0 +1,79 @@
+"""What the tests share: a tiny run, CIFAR-10 in miniature, and the programs as a user starts them."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "--data synthetic --subset 200 --batch-size 64 --widths 4 8 --blocks 1 1 --dropout 0.2 --device cpu".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_test():
+    torch.set_num_threads(1)  # the networks here are too small to share
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Every test works in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def start(script, *arguments, **options):
+    """Start one of the programs as a user does; `text` pipes for what it says."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    command = [sys.executable, *program, *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
+    return subprocess.Popen(command, env=environment, text=True, **options)
+
+
+def run(script, *arguments, **options):
+    """Run one of the programs to its end; returns (exit code, stdout, stderr)."""
+    process = start(script, *arguments, **options)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with the checkpoints of a tiny run of three epochs."""
+    folder = tmp_path_factory.mktemp("trained") / "checkpoints"
+    assert train.main([*TINY, "--epochs", "3", "--checkpoint-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """`data/` with CIFAR-10's own files, 20 images each; torchvision is told their MD5 sums.
+
+    Image i of the training set is one colour: red i, and its label is i % 10.
+    """
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(first):
+        images = np.zeros((20, 3, 32, 32), np.uint8)
+        images[:, 0] = np.arange(first, first + 20).reshape(-1, 1, 1)
+        return {"data": images.reshape(20, 3072), "labels": [number % 10 for number in range(first, first + 20)]}
+
+    train_list = [[f"data_batch_{n}", write(f"data_batch_{n}", batch(20 * (n - 1)))] for n in range(1, 6)]
+    meta = {"label_names": ["a"] * 10}
+    monkeypatch.setattr(CIFAR10, "train_list", train_list)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch(200))]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": write("batches.meta", meta)})
+    return folder

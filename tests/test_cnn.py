@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from models import ResidualCNN, count_parameters
+
+
+def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
+    assert 350_000 < count_parameters(ResidualCNN()) < 400_000
+
+
+def test_resnet_20s_shape_has_its_0_27_million_parameters():
+    assert count_parameters(ResidualCNN((16, 32, 64), (3, 3, 3), 0)) == pytest.approx(0.27e6, rel=0.02)
+
+
+def test_images_become_one_row_of_logits_each():
+    assert ResidualCNN()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_each_stage_but_the_first_halves_the_resolution():
+    network, sizes = ResidualCNN((4, 8, 16), (1, 2, 1)), []
+    for block in network.stages:
+        block.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    network(torch.zeros(1, 3, 32, 32))
+    assert sizes == [(4, 32, 32), (8, 16, 16), (8, 16, 16), (16, 8, 8)]
+
+
+def test_a_fresh_block_is_its_skip():
+    network = ResidualCNN((4,), (1,)).eval()
+    x = torch.rand(2, 4, 8, 8)
+    assert torch.equal(network.stages[0](x), x)
+
+
+def test_dropout_acts_in_the_last_stage_alone_and_only_in_training():
+    network = ResidualCNN((4, 8), (1, 1), dropout=0.5)
+    assert [block.dropout.p for block in network.stages] == [0.0, 0.5]
+    nn.init.ones_(network.stages[1].bn2.weight)
+    images = torch.rand(2, 3, 32, 32)
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    network.train()
+    assert not torch.equal(network(images), network(images))
+
+
+def test_widths_and_blocks_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="2 widths but 1"):
+        ResidualCNN((4, 8), (1,))

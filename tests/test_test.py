@@ -1,0 +1,51 @@
+import re
+import shutil
+
+import pytest
+
+import test
+from conftest import run
+from utils.errors import UserError
+
+
+def test_the_verdict_has_accuracy_with_its_interval_loss_and_every_class(trained):
+    code, out, err = run("test.py", "--epoch", "2", "--checkpoint-dir", trained)
+    assert (code, err) == (0, "")
+    accuracy, low, high = (
+        float(number)
+        for number in re.search(r"accuracy +([\d.]+)%  .95% interval ([\d.]+)% to ([\d.]+)%", out).groups()
+    )
+    assert low < accuracy < high
+    assert "synthetic" in out and "loss" in out
+    assert all(name in out for name in test.CLASSES)
+
+
+def test_the_verdict_needs_the_checkpoint_alone(trained, capsys):
+    shutil.copytree(trained, "elsewhere", ignore=shutil.ignore_patterns("epoch_01*", "epoch_02*", "history*", ".lock"))
+    for folder in ("elsewhere", str(trained)):
+        test.main(["--epoch", "3", "--checkpoint-dir", folder, "--batch-size", "77"])
+    first, second = capsys.readouterr().out.split("epoch 3 on")[1:]
+    assert first == second
+
+
+def test_wilson_interval_agrees_with_the_textbook():
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, and 0 of 20
+    assert test.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert test.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_a_missing_epoch_is_answered_with_those_there_are(trained):
+    with pytest.raises(UserError, match="no epoch 7 .* choose from 1-3"):
+        test.main(["--epoch", "7", "--checkpoint-dir", str(trained)])
+
+
+def test_an_empty_folder_is_a_line():
+    with pytest.raises(UserError, match="no epoch in checkpoints; train first"):
+        test.main(["--epoch", "1"])
+
+
+def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
+    code, out, err = run("test.py", "--checkpoint-dir", trained)
+    assert code == 2
+    assert len(re.findall(r"^ +[123][* ]", out, re.M)) == 3 and out.count("*") == 2
+    assert err == "error: no terminal to ask for an epoch; name it with --epoch\n"

@@ -1,0 +1,146 @@
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import test
+import train
+from conftest import TINY, run
+from utils import checkpoint
+from utils.errors import UserError
+from utils.history import COLUMNS
+
+TIMES = ("seconds", "images_per_second")
+
+
+def contents(folder, epoch):
+    """Weights, optimizer and history of an epoch, without the columns that hold times."""
+    saved = checkpoint.load(checkpoint.path_of(Path(folder), epoch))
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in saved["history"]]
+    return saved["model"], saved["optimizer"]["state"], rows
+
+
+def assert_same_run(folder, other, epoch):
+    (model, optimizer, rows), (other_model, other_optimizer, other_rows) = (
+        contents(folder, epoch),
+        contents(other, epoch),
+    )
+    assert rows == other_rows
+    assert model.keys() == other_model.keys() and optimizer.keys() == other_optimizer.keys()
+    assert all(torch.equal(model[name], other_model[name]) for name in model)
+    for number, state in optimizer.items():
+        assert torch.equal(state["momentum_buffer"], other_optimizer[number]["momentum_buffer"])
+
+
+def test_the_tour_trains_draws_and_says_what_to_do_next(tmp_path):
+    code, out, err = run("train.py", *TINY, "--epochs", "2", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    files = sorted(os.listdir("checkpoints"))
+    assert files == [".lock", "epoch_01.pth", "epoch_02.pth", "history.csv"]
+    assert out.splitlines()[-1].startswith("    python test.py --epoch ")
+    assert "synthetic data, not CIFAR-10" in out
+    assert open("loss_curve.png", "rb").read(4) == b"\x89PNG"
+
+
+def test_history_csv_has_the_checkpoints_rows(trained):
+    saved = checkpoint.load(checkpoint.path_of(trained, 3))
+    with open(trained / "history.csv", newline="") as file:
+        rows = [{key: COLUMNS[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == saved["history"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_an_interrupted_run_resumes_bit_for_bit(compiled):
+    options = [*TINY, "--step-size", "1", "--compile", compiled, "--batch-size", "128"]
+    train.main([*options, "--epochs", "3", "--checkpoint-dir", "whole"])
+    train.main([*options, "--epochs", "3", "--checkpoint-dir", "resumed"])
+    for epoch in (2, 3):
+        os.remove(f"resumed/epoch_0{epoch}.pth")
+    train.main(["--checkpoint-dir", "resumed", "--resume"])
+    assert_same_run("whole", "resumed", 3)
+
+
+def test_a_finished_run_can_be_made_longer(trained):
+    shutil.copytree(trained, "longer")
+    train.main(["--checkpoint-dir", "longer", "--resume", "--epochs", "4"])
+    train.main([*TINY, "--checkpoint-dir", "whole", "--epochs", "4"])
+    assert_same_run("longer", "whole", 4)
+
+
+def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
+    assert train.main(["--checkpoint-dir", str(trained), "--resume"]) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+def test_resuming_in_an_empty_folder_starts_at_the_beginning():
+    assert train.main([*TINY, "--epochs", "1", "--resume"]) == 0
+    assert checkpoint.saved_epochs(Path("checkpoints")) == [1]
+
+
+@pytest.mark.parametrize(
+    "option", ["--lr 0.2", "--seed 1", "--widths 8 8", "--epochs 2", "--data cifar10", "--subset 7"]
+)
+def test_another_recipe_is_refused_by_name_on_resume(trained, option):
+    name, *_ = option.split()
+    with pytest.raises(UserError, match=f"{name} .* differs from .*epoch_03.pth"):
+        train.main(["--checkpoint-dir", str(trained), "--resume", *option.split()])
+
+
+def test_a_folder_with_a_run_is_not_touched_unasked(trained):
+    with pytest.raises(UserError, match="--resume.*--overwrite"):
+        train.main([*TINY, "--checkpoint-dir", str(trained)])
+
+
+def test_overwrite_removes_the_run_and_nothing_else(trained):
+    shutil.copytree(trained, "again")
+    for name in ("notes.txt", "epoch_best.pth", "epoch_04.pth.partial"):
+        open(f"again/{name}", "w").close()
+    with pytest.raises(UserError):  # another check fails: nothing is removed
+        train.main([*TINY, "--overwrite", "--checkpoint-dir", "again", "--max-parameters", "10"])
+    assert os.path.exists("again/epoch_03.pth")
+    train.main([*TINY, "--overwrite", "--checkpoint-dir", "again", "--epochs", "1"])
+    names = set(os.listdir("again")) - {".lock", "loss_curve.png"}
+    assert names == {"epoch_01.pth", "history.csv", "notes.txt", "epoch_best.pth"}
+
+
+def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
+    resnet_32 = "--widths 16 32 64 --blocks 5 5 5".split()
+    with pytest.raises(UserError, match=r"46\d,\d{3} trainable parameters, more than 399,999"):
+        train.main([*TINY, *resnet_32])
+    assert train.build_network(train.build_parser().parse([*resnet_32, "--max-parameters", "500000"])[0])
+
+
+def test_training_reads_no_test_image(small_cifar10, monkeypatch):
+    (small_cifar10 / "test_batch").write_bytes(b"not a pickle")
+    monkeypatch.setattr(train.dataset.CIFAR10, "test_list", [["test_batch", None]])
+    options = "--widths 4 --blocks 1 --epochs 1 --device cpu".split()
+    assert train.main(options) == 0
+    with pytest.raises(Exception, match="invalid load key"):
+        test.main(["--epoch", "1"])
+
+
+def test_the_checkpoint_holds_no_paths_and_no_device(trained):
+    config = checkpoint.load(checkpoint.path_of(trained, 1))["config"]
+    assert config.keys() == {"options", "network", "mean", "std"}
+    assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2}
+    assert not {"checkpoint_dir", "data_dir", "plot", "device", "resume", "overwrite"} & config["options"].keys()
+
+
+@pytest.mark.parametrize("option", ["--epoch 3", "--lr=nan", "--lr 0", "--epochs -1", "--batch-size x", "--data mnist"])
+def test_a_bad_option_is_one_line_that_names_it(option, tmp_path):
+    code, out, err = run("train.py", *option.split(), cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert option.replace("=", " ").split()[0] in err
+    assert os.listdir() == []
+
+
+def test_zero_is_fine_for_momentum_decay_dropout_and_seed():
+    zeros = "--momentum 0 --weight-decay 0 --dropout 0 --seed 0".split()
+    assert train.main([*TINY, *zeros, "--epochs", "1"]) == 0
