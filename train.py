@@ -6,6 +6,7 @@ python train.py --data synthetic --epochs 3      a tour in a minute, without CIF
 """
 
 import argparse
+import contextlib
 import math
 import signal
 import time
@@ -44,7 +45,7 @@ def build_parser() -> Parser:
     recipe.add_argument("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
     recipe.add_argument("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
     recipe.add_argument("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
-    recipe.add_argument("--seed", type=integer(0), default=0, help="what every random number follows from")
+    recipe.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="what every random number follows from")
 
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -111,19 +112,7 @@ def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, 
     if saved is None:
         return options, None
     path = checkpoint.path_of(folder, saved["epoch"])
-    recipe = saved["config"]["options"] | saved["config"]["network"]
-    if recipe.keys() != set(RECIPE):
-        raise UserError(f"{path} is no usable checkpoint: its config is not that of a run; choose another epoch")
-    _check_same_recipe(path, given, recipe)
-    try:  # as if the saved options had been typed, so that they pass the same checks
-        saved_options, _ = parser.parse(_as_arguments(recipe))
-    except UserError as error:
-        raise UserError(f"{path} is no usable checkpoint: {error}") from error
-    places = {name: value for name, value in vars(options).items() if name not in RECIPE}
-    return argparse.Namespace(**vars(saved_options) | places | given), saved
-
-
-def _check_same_recipe(path: Path, given: dict, recipe: dict) -> None:
+    recipe = _saved_recipe(parser, path, saved["config"])
     for name in given.keys() & recipe.keys():
         longer = name == "epochs" and given[name] > recipe[name]
         if given[name] != recipe[name] and not longer:
@@ -131,6 +120,19 @@ def _check_same_recipe(path: Path, given: dict, recipe: dict) -> None:
                 f"--{name.replace('_', '-')} {given[name]} differs from {recipe[name]} in {path}; leave it out to "
                 "resume, or start another run with another --checkpoint-dir"
             )
+    return argparse.Namespace(**vars(options) | recipe | given), saved
+
+
+def _saved_recipe(parser: Parser, path: Path, config: dict) -> dict:
+    """The recipe in a checkpoint's config, after the checks that the same options pass on the command line."""
+    recipe = config["options"] | config["network"]
+    if recipe.keys() != set(RECIPE):
+        raise UserError(f"{path} is no usable checkpoint: its options are not those of a run; {checkpoint.ADVICE}")
+    try:
+        typed, _ = parser.parse(_as_arguments(recipe))
+    except UserError as error:
+        raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
+    return {name: vars(typed)[name] for name in RECIPE}
 
 
 def _as_arguments(recipe: dict) -> list[str]:
@@ -149,15 +151,16 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     """
     if len(options.widths) != len(options.blocks):
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
-    torch.manual_seed(options.seed)
-    network = ResidualCNN(options.widths, options.blocks, options.dropout)
-    parameters = count_parameters(network)
+    shape = {name: getattr(options, name) for name in NETWORK}
+    with torch.device("meta"):  # counts without taking the memory
+        parameters = count_parameters(ResidualCNN(**shape))
     if parameters > options.max_parameters:
         raise UserError(
             f"the network has {parameters:,} trainable parameters, more than {options.max_parameters:,}; choose "
             "smaller --widths or --blocks, or raise --max-parameters"
         )
-    return network
+    torch.manual_seed(options.seed)
+    return ResidualCNN(**shape)
 
 
 class Run:
@@ -284,6 +287,13 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
         curve.draw_if_due(run.history)
 
 
+def draw_what_there_is(run: Run, curve: plot.LossCurve) -> None:
+    """Draw the curve of a run that ends early, for a reason that a picture which fails, too, must not hide."""
+    with contextlib.suppress(UserError):
+        if run.history:
+            curve.draw(run.history)
+
+
 def print_header(run: Run) -> None:
     options = run.options
     synthetic = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
@@ -331,13 +341,15 @@ def main(argv: list[str] | None = None) -> int:
             fit(run, curve)
         except KeyboardInterrupt as interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+            draw_what_there_is(run, curve)
             print(
                 f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, --resume goes on after them"
             )
             return interrupt_code(interrupt)
-        finally:
-            if run.history:
-                curve.draw(run.history)
+        except UserError:
+            draw_what_there_is(run, curve)
+            raise
+        curve.draw(run.history)
     print(advice(options, run.history, curve))
     return 0
 

@@ -17,6 +17,7 @@ import csv
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ KEYS = {"format": int, "epoch": int, "history": list} | dict.fromkeys(
     ("model", "optimizer", "scheduler", "config"), dict
 )
 PARTIAL = ".partial"  # the ending of a file that is still being written
+ADVICE = "test another epoch, or move it away to resume from an earlier one"
 
 
 def path_of(folder: Path, epoch: int) -> Path:
@@ -110,7 +112,7 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; earlier epochs are intact, make room and go on with --resume"
+            f"cannot write {path}: {error.strerror}; earlier epochs are untouched, mend that and go on with --resume"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -134,16 +136,9 @@ def load(path: Path) -> dict:
         UserError: if there is none, or it is damaged, of a newer format or not one of ours.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; choose another epoch") from error
-    try:
-        _check_archive(data)
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _check_contents(checkpoint)
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; choose another epoch") from error
-    return checkpoint
+        return _read(path)
+    except ValueError as error:
+        raise UserError(f"{path} is no usable checkpoint: {error}; {ADVICE}") from error
 
 
 def load_newest(folder: Path) -> dict | None:
@@ -157,9 +152,35 @@ def load_newest(folder: Path) -> dict | None:
         return None
     newest = path_of(folder, epochs[-1])
     try:
-        return load(newest)
-    except UserError as error:
-        raise UserError(f"{error}; {_advice_after(folder, epochs[:-1], newest)}") from error
+        return _read(newest)
+    except ValueError as error:
+        good = next((path_of(folder, epoch) for epoch in reversed(epochs[:-1]) if _usable(folder, epoch)), None)
+        advice = (
+            f"move it away to go on from {good}" if good else "no other epoch is usable, start anew with --overwrite"
+        )
+        raise UserError(f"{newest} is no usable checkpoint: {error}; {advice}") from error
+
+
+def _usable(folder: Path, epoch: int) -> bool:
+    try:
+        return bool(_read(path_of(folder, epoch)))
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> dict:
+    """The checkpoint in `path`; a `ValueError` says in a line what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        _check_archive(data)
+        with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
+            checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_contents(checkpoint)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    except Exception as error:  # a file from anywhere can fail in any way
+        raise ValueError(first_line(error)) from error
+    return checkpoint
 
 
 def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., nn.Module]) -> nn.Module:
@@ -170,15 +191,17 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
     """
     arguments, weights = checkpoint["config"]["network"], checkpoint["model"]
     try:
-        _require(sum(arguments["blocks"]) <= len(weights), "it describes another network than it holds")
+        _require(sum(arguments["blocks"]) <= len(weights), "its weights are those of another network than it describes")
         with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
             network = network_class(**arguments)
-        expected = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+        expected, found = (
+            {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+            for state in (network.state_dict(), weights)
+        )
+        _require(found == expected, "its weights are those of another network than it describes")
         network.load_state_dict(weights, assign=True)
-        found = {name: tensor.dtype for name, tensor in weights.items()}
-        _require(found == expected, "its weights are of the wrong type of number")
     except Exception as error:  # the arguments are from a file, too
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; choose another epoch") from error
+        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {ADVICE}") from error
     return network
 
 
@@ -205,7 +228,7 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
                 _check_tensor(f"optimizer's {name!r}", tensor)
                 _require(tensor.shape == parameter.shape, f"optimizer's {name!r} is of another shape")
     except Exception as error:
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; choose another epoch") from error
+        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {ADVICE}") from error
 
 
 def _alike(found: object, expected: object) -> bool:
@@ -216,14 +239,6 @@ def _alike(found: object, expected: object) -> bool:
     if isinstance(expected, list):
         return isinstance(found, list) and len(found) == len(expected) and all(map(_alike, found, expected))
     return type(found) is type(expected)
-
-
-def _advice_after(folder: Path, earlier: list[int], damaged: Path) -> str:
-    for epoch in reversed(earlier):
-        with contextlib.suppress(UserError):
-            load(path_of(folder, epoch))
-            return f"move {damaged.name} away to go on from {path_of(folder, epoch).name}"
-    return "no earlier epoch is usable; start again with --overwrite"
 
 
 def _check_archive(data: bytes) -> None:

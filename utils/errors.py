@@ -42,4 +42,9 @@ def run_program(main: Callable[[], int]) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.filename is None:  # not about a file or folder that the user could do something about
+            raise
+        print(f"error: {error.filename}: {error.strerror}; mend that, or name another place", file=sys.stderr)
+        code = 2
     sys.exit(code)

@@ -1,0 +1,163 @@
+"""Training that no kill, full disk or bad file can take away: the real programs, and the plug really pulled."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import train
+from conftest import TINY, run, start
+from test_train import assert_same_run
+from utils import checkpoint
+from utils.errors import UserError
+
+KILLS = int(os.environ.get("KILLS", "8"))
+EPOCHS = 100
+LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "9", "--compile", "off", "--resume"]
+
+
+def kill(process, inside_a_save, chance):
+    """Once this start has begun to train, kill within a third of a second, or inside a save."""
+    while "img/s" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    if not inside_a_save:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=chance.uniform(0, 0.3))
+    else:
+        while process.poll() is None and not any(name.endswith(".partial") for name in os.listdir("checkpoints")):
+            pass
+    process.kill()
+    process.communicate()
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
+    chance, folder = random.Random(0), Path("checkpoints")
+    kills = cut_off_saves = 0
+    while kills < KILLS or cut_off_saves < KILLS // 4:
+        kill(start("train.py", *LONG_RUN), inside_a_save=kills % 2 == 1, chance=chance)
+        kills += 1
+        cut_off_saves += any(folder.glob("*.partial"))
+        for epoch in checkpoint.saved_epochs(folder):
+            checkpoint.load(checkpoint.path_of(folder, epoch))
+    print(f"{kills} kills, {cut_off_saves} of them inside a save")
+    code, _, err = run("train.py", *LONG_RUN)
+    assert (code, err) == (0, "")
+    assert not list(folder.glob("*.partial"))
+    assert checkpoint.saved_epochs(folder) == list(range(1, EPOCHS + 1))
+    train.main([*LONG_RUN, "--checkpoint-dir", "whole"])
+    assert_same_run("checkpoints", "whole", EPOCHS)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, code):
+    process = start("train.py", *TINY, "--epochs", "10000")
+    while not process.stdout.readline().startswith("   3"):
+        pass
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (code, "")
+    epochs = checkpoint.saved_epochs(Path("checkpoints"))
+    assert out.splitlines()[-1] == f"interrupted; checkpoints keeps {len(epochs)} epochs, --resume goes on after them"
+    assert len(epochs) >= 3 and os.path.exists("loss_curve.png")
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once():
+    process = start("train.py", *TINY, "--epochs", "10000")
+    while not process.stdout.readline().startswith("   1"):
+        pass
+    while process.poll() is None:  # as from an impatient finger
+        process.send_signal(signal.SIGINT)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in process.stderr.read()
+
+
+def full_disk():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+
+def test_a_full_disk_is_a_line_and_leaves_other_epochs_whole(trained):
+    shutil.copytree(trained, "checkpoints")
+    before = {path.name: path.read_bytes() for path in Path("checkpoints").glob("epoch*")}
+    code, _, err = run("train.py", "--resume", "--epochs", "5", preexec_fn=full_disk)
+    assert code == 2
+    assert err.startswith("error: cannot write checkpoints/epoch_04.pth: File too large;") and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in Path("checkpoints").glob("epoch*")} == before
+
+
+def test_a_folder_below_a_file_is_refused():
+    Path("file").touch()
+    code, out, err = run("train.py", *TINY, "--checkpoint-dir", "file/checkpoints")
+    assert (code, out) == (2, "")
+    assert err == "error: cannot write to file/checkpoints: Not a directory; name another --checkpoint-dir\n"
+
+
+def test_a_folder_deleted_during_the_run_is_a_line():
+    process = start("train.py", *TINY, "--epochs", "10000")
+    while not process.stdout.readline().startswith("   2"):
+        pass
+    shutil.move("checkpoints", "away")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err.startswith("error: cannot write checkpoints/") and err.count("\n") == 1
+    assert checkpoint.load(Path("away/epoch_02.pth"))
+
+
+def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(capsys):
+    with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr than 1e"):
+        train.main([*TINY, "--lr", "1e9", "--epochs", "50"])
+    epochs = checkpoint.saved_epochs(Path("checkpoints"))
+    assert len(epochs) < 50
+    assert all(checkpoint.load(checkpoint.path_of(Path("checkpoints"), epoch)) for epoch in epochs)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
+    process = start("train.py", *TINY, "--epochs", "10000")
+    while not process.stdout.readline().startswith("   1"):
+        pass
+    for option in ("--resume", "--overwrite"):
+        with pytest.raises(UserError, match="another run is writing to checkpoints"):
+            train.main([*TINY, "--epochs", "10000", option])
+    process.kill()
+    process.communicate()
+    assert train.main([*TINY, "--epochs", "1", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(
+            f"--{name} {value}"
+            for name in ("epochs", "batch-size", "step-size")
+            for value in ("0", "-1", "nan", "x", "1e99")
+        ),
+        *(f"--lr {value}" for value in ("0", "-1", "nan", "inf", "1e999", "x")),
+        *(
+            f"--{name} {value}"
+            for name in ("momentum", "weight-decay", "gamma", "dropout")
+            for value in ("-1", "nan", "x")
+        ),
+        *(
+            f"--{name} {value}"
+            for name in ("widths", "blocks", "subset", "max-parameters")
+            for value in ("0", "-1", "x")
+        ),
+        "--widths 16 99999999999",
+        "--widths 4096 4096 --blocks 256 256",
+        "--widths 4 8",
+        "--seed -1",
+        "--device quantum",
+        "--device cuda:99",
+        "--compile maybe",
+        "--no-such-option",
+    ],
+)
+def test_a_bad_option_is_refused_by_name_before_anything_is_written(option):
+    with pytest.raises(UserError) as caught:
+        train.main(["--data", "synthetic", *option.split()])
+    assert option.split()[0] in str(caught.value) and "\n" not in str(caught.value)
+    assert os.listdir() == []
