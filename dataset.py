@@ -4,7 +4,7 @@ import contextlib
 import io
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from filelock import FileLock  # torch depends on it
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+from torchvision.datasets.utils import download_and_extract_archive
 
 from utils.errors import UserError
 
@@ -87,6 +88,10 @@ class Batches:
         mean, std: of each channel, on a scale from 0 to 1.
         generator: a CPU generator that draws order, crops and flips, the same on every device; None: every image
             once, in order and as it is.
+        share: which part of a batch of a given size is this process's; by default all of it.
+
+    Attributes:
+        sizes: images of each whole batch, all shares together.
     """
 
     def __init__(
@@ -96,32 +101,40 @@ class Batches:
         mean: list[float],
         std: list[float],
         generator: torch.Generator | None = None,
+        share: Callable[[int], slice] = slice,
     ):
-        self.split, self.batch_size, self.generator = split, batch_size, generator
+        self.split, self.generator, self.share = split, generator, share
+        self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
         device = split.images.device
         self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._in_order() if self.generator is None else self._augmented(self.generator)
 
+    def _shares(self) -> Iterator[slice]:
+        """Where this process's part of each batch lies in the epoch's order."""
+        start = 0
+        for size in self.sizes:
+            first, last, _ = self.share(size).indices(size)
+            yield slice(start + first, start + last)
+            start += size
+
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.split), self.batch_size):
-            batch = self.split[start : start + self.batch_size]
-            yield self._normalise(batch.images), batch.labels
+        for share in self._shares():
+            yield self._normalise(self.split.images[share]), self.split.labels[share]
 
     def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         count, device = len(self.split), self.split.images.device
         order = torch.randperm(count, generator=generator).to(device)
         corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(device)
         flips = torch.rand(count, generator=generator).lt(0.5).to(device)
-        for start in range(0, count, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            index = order[batch]
-            images = crop_and_flip(self.split.images[index], corners[:, batch], flips[batch])
+        for share in self._shares():
+            index = order[share]
+            images = crop_and_flip(self.split.images[index], corners[:, share], flips[share])
             yield self._normalise(images), self.split.labels[index]
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -140,34 +153,37 @@ def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
 
 
 def _read_cifar10(data_dir: Path, train: bool) -> Split:
-    """torchvision's reader, which compares every file with its published MD5 sum before it opens one."""
     try:
-        try:
-            dataset = CIFAR10(data_dir, train=train)
-        except RuntimeError:  # a file is missing or damaged
-            _fetch_cifar10(data_dir)
-            dataset = CIFAR10(data_dir, train=train)
+        dataset = _open_cifar10(data_dir, train)
+        if dataset is None:
+            Path(data_dir).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(data_dir, ".lock")):  # of several processes one fetches it, the others find it
+                dataset = _open_cifar10(data_dir, train) or _fetch_cifar10(data_dir, train)
     except OSError as error:
-        raise UserError(
-            f"cannot read CIFAR-10 in {data_dir}: {error}; choose another folder with --data-dir"
-        ) from error
+        raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
     images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))  # (N, 32, 32, 3) -> (N, 3, 32, 32)
     return Split(torch.from_numpy(images), torch.tensor(dataset.targets))
 
 
-def _fetch_cifar10(data_dir: Path) -> None:
-    """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece."""
-    archive = Path(data_dir, CIFAR10.filename)
-    if check_integrity(archive, CIFAR10.tgz_md5):
-        print(f"CIFAR-10: files in {data_dir} are missing or damaged, unpacking {archive} again")
+def _open_cifar10(data_dir: Path, train: bool) -> CIFAR10 | None:
+    """torchvision's reader, which compares every file with its MD5 sum before it opens one; None if one is damaged."""
+    try:
+        return CIFAR10(data_dir, train=train)
+    except RuntimeError:
+        return None
+
+
+def _fetch_cifar10(data_dir: Path, train: bool) -> CIFAR10:
+    """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece, and read it."""
     failures = []
     for url in MIRRORS:
         server = urlsplit(url).netloc
+        print(f"CIFAR-10 is not (or not intact) in {data_dir}: unpacking {CIFAR10.filename}, from {server} if need be")
         try:
             with _download_manners():
                 # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
-            return
+            return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
             failures.append(f"{server}: {error}")
     raise UserError(

@@ -13,9 +13,10 @@ import torch
 import dataset
 from dataset import CLASSES, Batches
 from models import ResidualCNN
-from utils import checkpoint, engine, history, plot, runtime
+from utils import checkpoint, engine, history, plot
 from utils.errors import UserError, run_program
 from utils.options import Parser, integer
+from utils.runtime import Runtime, choose_device
 
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
@@ -75,7 +76,7 @@ def listed(epochs: list[int]) -> str:
 
 
 def print_verdict(epoch: int, data: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    loss, accuracy = engine.loss_and_accuracy(logits, labels)
+    loss, accuracy = engine.loss_and_accuracy(logits, labels, Runtime(logits.device))
     right = logits.argmax(dim=1) == labels
     low, high = wilson_interval(int(right.sum()), len(labels))
     what = "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
@@ -88,7 +89,7 @@ def print_verdict(epoch: int, data: str, logits: torch.Tensor, labels: torch.Ten
 
 def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
-    device = runtime.choose_device(options.device)
+    device = choose_device(options.device)
     folder = options.checkpoint_dir
     epochs = checkpoint.saved_epochs(folder)
     if not epochs:

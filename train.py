@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
 
 import dataset
-from dataset import Batches
+from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, engine, history, plot, runtime
+from utils import checkpoint, engine, history, plot
 from utils.errors import UserError, interrupt_code, run_program
 from utils.options import Parser, integer, real
+from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 # What a checkpoint remembers: with these the same run can be done again, on any machine and in any folder.
 RECIPE = (
@@ -91,18 +93,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, dict | None]:
+def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tuple[argparse.Namespace, dict | None]:
     """The options of this run and, with --resume, the checkpoint it goes on from (None: a run from the start).
 
     What is not given on a resumed run's command line comes from the checkpoint; what is given must agree with it.
 
     Raises:
-        UserError: for bad options, for a folder that holds a run and neither --resume nor --overwrite.
+        UserError: for a folder that holds a run and neither --resume nor --overwrite, or an unusable checkpoint.
     """
-    parser = build_parser()
-    options, given = parser.parse(argv)
-    if options.compile == "auto":
-        given.pop("compile", None)  # no wish that a checkpoint could contradict
     folder = options.checkpoint_dir
     if not options.resume:
         if checkpoint.saved_epochs(folder) and not options.overwrite:
@@ -112,35 +110,23 @@ def options_and_checkpoint(argv: list[str] | None) -> tuple[argparse.Namespace, 
     if saved is None:
         return options, None
     path = checkpoint.path_of(folder, saved["epoch"])
-    recipe = _saved_recipe(parser, path, saved["config"])
+    try:
+        recipe = saved["config"]["options"] | saved["config"]["network"]
+        if recipe.keys() != set(RECIPE):
+            raise UserError("its options are not those of a run")
+        recipe = parser.as_typed(recipe)
+    except UserError as error:
+        raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
     for name in given.keys() & recipe.keys():
         longer = name == "epochs" and given[name] > recipe[name]
-        if given[name] != recipe[name] and not longer:
+        undecided = given[name] == "auto"
+        if given[name] != recipe[name] and not longer and not undecided:
             raise UserError(
                 f"--{name.replace('_', '-')} {given[name]} differs from {recipe[name]} in {path}; leave it out to "
                 "resume, or start another run with another --checkpoint-dir"
             )
-    return argparse.Namespace(**vars(options) | recipe | given), saved
-
-
-def _saved_recipe(parser: Parser, path: Path, config: dict) -> dict:
-    """The recipe in a checkpoint's config, after the checks that the same options pass on the command line."""
-    recipe = config["options"] | config["network"]
-    if recipe.keys() != set(RECIPE):
-        raise UserError(f"{path} is no usable checkpoint: its options are not those of a run; {checkpoint.ADVICE}")
-    try:
-        typed, _ = parser.parse(_as_arguments(recipe))
-    except UserError as error:
-        raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
-    return {name: vars(typed)[name] for name in RECIPE}
-
-
-def _as_arguments(recipe: dict) -> list[str]:
-    arguments = []
-    for name, value in recipe.items():
-        if value is not None:
-            arguments += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
-    return arguments
+    epochs = given.get("epochs", recipe["epochs"])
+    return argparse.Namespace(**vars(options) | recipe | {"epochs": epochs}), saved
 
 
 def build_network(options: argparse.Namespace) -> ResidualCNN:
@@ -166,28 +152,27 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
 class Run:
     """What one run of training consists of; its checkpoints hold what cannot be had from the options."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device, network: ResidualCNN):
-        self.options, self.device = options, device
+    def __init__(self, options: argparse.Namespace, runtime: Runtime, network: ResidualCNN):
+        self.options, self.runtime = options, runtime
         training, validation = dataset.load_training(options.data, options.data_dir)
         if options.subset:
             training, validation = training[: options.subset], validation[: options.subset]
         self.mean, self.std = dataset.channel_statistics(training.images)
-        self.training, self.validation = training.to(device), validation.to(device)
+        self.training, self.validation = training.to(runtime.device), validation.to(runtime.device)
         self.history = []
-        self._settle_compile()
+        if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
+            options.compile = "on" if compile_pays(options.epochs * len(training)) else "off"
+        if options.compile == "on" and not compiler_works():
+            options.compile = "off"
         self._use(network)
 
-    def _settle_compile(self) -> None:
-        """Decide on --compile auto, once for the run: a resumed run has the decision from its checkpoint."""
-        images = self.options.epochs * len(self.training)
-        wanted = self.options.compile == "on" or (self.options.compile == "auto" and runtime.compile_pays(images))
-        self.options.compile = "on" if wanted and runtime.compiler_works() else "off"
-
     def _use(self, network: ResidualCNN) -> None:
-        options = self.options
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        compiled = options.compile == "on"
-        self.forward = runtime.compiled_forward(self.network, options.batch_size) if compiled else self.network
+        options, runtime = self.options, self.runtime
+        self.network = network.to(runtime.device, memory_format=torch.channels_last)
+        self.forward = runtime.parallel(self.network)
+        if options.compile == "on":
+            share = runtime.share(options.batch_size)
+            self.forward = compiled(self.forward, batch_size=share.stop - share.start)
         self.optimizer = SGD(
             self.network.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay
         )
@@ -215,11 +200,14 @@ class Run:
         """
         options, epoch = self.options, len(self.history) + 1
         started = time.perf_counter()
-        torch.manual_seed(runtime.derived_seed(options.seed, epoch, 1))  # dropout
-        generator = torch.Generator().manual_seed(runtime.derived_seed(options.seed, epoch))  # order, crops and flips
-        batches = Batches(self.training, options.batch_size, self.mean, self.std, generator)
-        with tqdm(batches, f"epoch {epoch}/{options.epochs}", leave=False, disable=None, unit="batch") as bar:
-            train_loss, train_accuracy = engine.train_one_epoch(self.network, self.forward, bar, self.optimizer)
+        torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout
+        generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops and flips
+        batches = self.batches(self.training, options.batch_size, generator)
+        no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
+        with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
+            train_loss, train_accuracy = engine.train_one_epoch(
+                self.network, self.forward, batches, self.optimizer, self.runtime, bar.update
+            )
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         row = {
@@ -237,21 +225,27 @@ class Run:
 
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
-        batches = Batches(self.validation, VALIDATION_BATCH, self.mean, self.std)
-        return engine.loss_and_accuracy(*engine.predict(self.network, batches))
+        self.runtime.share_statistics(self.network)
+        predictions = engine.predict(self.network, self.batches(self.validation, VALIDATION_BATCH))
+        return engine.loss_and_accuracy(*predictions, self.runtime)
+
+    def batches(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> Batches:
+        """This process's shares of the batches of `split`."""
+        return Batches(split, batch_size, self.mean, self.std, generator, self.runtime.share)
 
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
-        state = {
-            "format": checkpoint.FORMAT,
-            "epoch": row["epoch"],
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "history": [*self.history, row],
-            "config": self.config(),
-        }
-        checkpoint.save(self.options.checkpoint_dir, state)
+        if self.runtime.is_first:
+            state = {
+                "format": checkpoint.FORMAT,
+                "epoch": row["epoch"],
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "history": [*self.history, row],
+                "config": self.config(),
+            }
+            checkpoint.save(self.options.checkpoint_dir, state)
         self.history.append(row)
 
     def config(self) -> dict:
@@ -269,10 +263,11 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
     """Train to the last epoch, keeping a checkpoint of each.
 
     Raises:
-        UserError: if the loss is not finite, or a checkpoint cannot be written.
+        UserError: if the loss is not finite, or a checkpoint or the curve cannot be written.
     """
-    print(history.HEADER + "     left")
-    while len(run.history) < run.options.epochs:
+    epochs = run.options.epochs
+    run.runtime.say(history.HEADER + "     left")
+    while len(run.history) < epochs:
         row = run.train_epoch()
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise UserError(
@@ -280,78 +275,77 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
                 f"{run.options.lr:g}"
             )
         run.keep(row)
-        best = row is history.best_row(run.history)
-        seconds = [row["seconds"] for row in run.history[-10:]]
-        left = sum(seconds) / len(seconds) * (run.options.epochs - len(run.history))
-        print(f"{history.line(row, best)}{history.duration(left):>9}", flush=True)
-        curve.draw_if_due(run.history)
+        if run.runtime.is_first:
+            left = (epochs - row["epoch"]) * statistics.fmean(past["seconds"] for past in run.history[-10:])
+            best = row is history.best_row(run.history)
+            run.runtime.say(f"{history.line(row, best)}{history.duration(left):>9}")
+            curve.draw_if_due(run.history)
 
 
-def draw_what_there_is(run: Run, curve: plot.LossCurve) -> None:
-    """Draw the curve of a run that ends early, for a reason that a picture which fails, too, must not hide."""
-    with contextlib.suppress(UserError):
-        if run.history:
-            curve.draw(run.history)
+def fit_and_draw(run: Run) -> int:
+    """Train to the last epoch or an interruption, and draw the curve of what there is; returns the exit code."""
+    options, first = run.options, run.runtime.is_first
+    path = options.plot or plot.default_path(options.checkpoint_dir)
+    curve = plot.LossCurve(path, run.config(), count_parameters(run.network))
+    try:
+        fit(run, curve)
+    except (KeyboardInterrupt, UserError) as stop:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+        if first and run.history:
+            with contextlib.suppress(UserError):  # which must not hide why the run ends
+                curve.draw(run.history)
+        if isinstance(stop, UserError):
+            raise
+        run.runtime.say(
+            f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, --resume goes on after them"
+        )
+        return interrupt_code(stop)
+    if first:
+        curve.draw(run.history)
+        best = history.best_row(run.history)["epoch"]
+        folder = "" if options.checkpoint_dir == plot.CHECKPOINT_DIR else f" --checkpoint-dir {options.checkpoint_dir}"
+        run.runtime.say(
+            f"Look at {path} and choose an epoch; the validation loss is lowest in epoch {best}. Then:\n"
+            f"    python test.py --epoch {best}{folder}"
+        )
+    return 0
 
 
 def print_header(run: Run) -> None:
     options = run.options
-    synthetic = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
+    what = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
     facts = {
-        "data": f"{synthetic}: {len(run.training):,} images to train on, {len(run.validation):,} for validation",
+        "data": f"{what}: {len(run.training):,} images to train on, {len(run.validation):,} for validation",
         "network": f"ResidualCNN, blocks {shape}; {count_parameters(run.network):,} trainable parameters",
         "recipe": f"{options.epochs} epochs, batch {options.batch_size}, SGD, lr {options.lr:g} "
         f"x {options.gamma:g} every {options.step_size}, seed {options.seed}",
-        "machine": runtime.describe(run.device) + (", torch.compile" if options.compile == "on" else ""),
+        "machine": run.runtime.describe() + (", torch.compile" if options.compile == "on" else ""),
     }
     for name, fact in facts.items():
-        print(f"{name:<9}{fact}")
-
-
-def advice(options: argparse.Namespace, rows: list[dict], curve: plot.LossCurve) -> str:
-    """The two lines to read when training is over."""
-    best = history.best_row(rows)["epoch"]
-    folder = "" if options.checkpoint_dir == plot.CHECKPOINT_DIR else f" --checkpoint-dir {options.checkpoint_dir}"
-    return (
-        f"Look at {curve.path} and choose an epoch; the validation loss is lowest in epoch {best}. Then:\n"
-        f"    python test.py --epoch {best}{folder}"
-    )
+        run.runtime.say(f"{name:<9}{fact}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    options, saved = options_and_checkpoint(argv)
-    device = runtime.choose_device(options.device)
-    runtime.keep_freed_memory()
-    network = build_network(options)
-    if saved and saved["epoch"] >= options.epochs:
-        print(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do; --epochs adds more")
-        return 0
-    with checkpoint.claimed(options.checkpoint_dir):
-        run = Run(options, device, network)
-        if saved:
-            run.restore(saved)
-        if options.overwrite:
-            checkpoint.clear(options.checkpoint_dir)
-        checkpoint.clear_leftovers(options.checkpoint_dir)
-        path = options.plot or plot.default_path(options.checkpoint_dir)
-        curve = plot.LossCurve(path, run.config(), count_parameters(run.network))
-        print_header(run)
-        try:
-            fit(run, curve)
-        except KeyboardInterrupt as interrupt:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
-            draw_what_there_is(run, curve)
-            print(
-                f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, --resume goes on after them"
-            )
-            return interrupt_code(interrupt)
-        except UserError:
-            draw_what_there_is(run, curve)
-            raise
-        curve.draw(run.history)
-    print(advice(options, run.history, curve))
-    return 0
+    parser = build_parser()
+    options, given = parser.parse(argv)
+    with start(options.device) as runtime:
+        options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
+        network = build_network(options)
+        if saved and saved["epoch"] >= options.epochs:
+            runtime.say(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do")
+            return 0
+        keep_freed_memory()
+        with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
+            run = Run(options, runtime, network)
+            if saved:
+                run.restore(saved)
+            if runtime.is_first:
+                if options.overwrite:
+                    checkpoint.clear(options.checkpoint_dir)
+                checkpoint.clear_leftovers(options.checkpoint_dir)
+            print_header(run)
+            return fit_and_draw(run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loop bodies: one epoch of training, and the predictions of an evaluation."""
+"""The loop bodies: one epoch of training, and an evaluation."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,32 +7,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,)
+from utils.runtime import Runtime
+
+Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
 
 
 def train_one_epoch(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], optimizer: Optimizer
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    runtime: Runtime,
+    on_step: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
     """One optimiser step a batch; returns the mean loss and the accuracy over the images, as they were seen.
 
-    `forward` computes the logits of `network`; the two differ where the forward pass is compiled. Nothing in the loop
-    waits for the device: loss and accuracy are summed there and read once, at the end.
+    `forward` computes the logits of `network`; the two differ where it is compiled or one of several replicas.
+    `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device: loss and accuracy
+    are summed there and read once, at the end.
     """
     network.train()
-    images_seen, totals = 0, None
-    for images, labels in batches:
+    totals = torch.zeros(2, device=runtime.device)
+    for (images, labels), size in zip(batches, batches.sizes):
         logits = forward(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         optimizer.zero_grad()
-        loss.backward()
+        (loss * runtime.count / size).backward()  # several processes average their gradients
         optimizer.step()
-        with torch.no_grad():
-            correct = (logits.argmax(dim=1) == labels).sum()
-            sums = torch.stack([loss * len(labels), correct])
-            totals = sums if totals is None else totals + sums
-        images_seen += len(labels)
-    loss_sum, correct = totals.tolist()
-    return loss_sum / images_seen, correct / images_seen
+        totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
+        on_step()
+    loss_sum, correct = runtime.sum(*totals.tolist())
+    return loss_sum / sum(batches.sizes), correct / sum(batches.sizes)
 
 
 @torch.inference_mode()
@@ -44,7 +49,9 @@ def predict(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     return logits, labels
 
 
-def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and share of correct predictions; logits (N, classes), labels (N,)."""
-    loss = F.cross_entropy(logits.double(), labels)
-    return loss.item(), (logits.argmax(dim=1) == labels).double().mean().item()
+def loss_and_accuracy(logits: Tensor, labels: Tensor, runtime: Runtime) -> tuple[float, float]:
+    """Mean cross-entropy and share of correct predictions over all processes; logits (N, classes), labels (N,)."""
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
+    correct = (logits.argmax(dim=1) == labels).sum().item()
+    loss_sum, correct, count = runtime.sum(loss, correct, len(labels))
+    return loss_sum / count, correct / count

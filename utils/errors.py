@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+
+SECONDS_TO_SPEAK = 5.0
 
 
 class UserError(Exception):
@@ -35,7 +38,7 @@ def run_program(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         code = 2
     except KeyboardInterrupt as interrupt:
         code = interrupt_code(interrupt)
@@ -45,6 +48,14 @@ def run_program(main: Callable[[], int]) -> None:
     except OSError as error:
         if error.filename is None:  # not about a file or folder that the user could do something about
             raise
-        print(f"error: {error.filename}: {error.strerror}; mend that, or name another place", file=sys.stderr)
+        _report(f"{error.filename}: {error.strerror}; mend that, or name another place")
         code = 2
     sys.exit(code)
+
+
+def _report(error: UserError | str) -> None:
+    """One line on stderr; of torchrun's processes on a machine the first speaks for all, who mostly met the same."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:  # whichever process ends first, torchrun ends the others: do not be before the one that speaks
+        time.sleep(SECONDS_TO_SPEAK)

@@ -27,6 +27,16 @@ class Parser(argparse.ArgumentParser):
         only_given = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(options))))
         return options, {name: value for name, value in vars(only_given).items() if value is not None}
 
+    def as_typed(self, values: dict) -> dict:
+        """Option values from a file, after the checks that they would pass on the command line; None: not given."""
+        arguments = []
+        for name, value in values.items():
+            if value is not None:
+                texts = map(str, value if isinstance(value, list) else [value])
+                arguments += ["--" + name.replace("_", "-"), *texts]
+        options, _ = self.parse(arguments)
+        return {name: vars(options)[name] for name in values}
+
 
 def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     """An argparse type: a whole number from `low` to `high`."""

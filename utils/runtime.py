@@ -1,14 +1,19 @@
-"""The machine a run is on: device, processor tuning and seeds."""
+"""The machine a run is on: device, processes, compiler, allocator and seeds. The only place that knows torchrun."""
 
+import contextlib
 import ctypes
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError, first_line
 
@@ -18,6 +23,109 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # Images of training after which torch.compile has won back its start, on two cores: 30 s at 0.15 ms an image
 # (32-64-128 x 1) or 0.4 ms (24-48-96 x 2).
 COMPILE_PAYS_FROM = 200_000
+
+GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device of this process, and its place among those of the run: number `rank` of `count`."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
+
+    def share(self, size: int) -> slice:
+        """This process's part of a batch of `size` images; the parts differ by at most one image."""
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.is_first:
+            print(text, flush=True)
+
+    def from_first(self, make: Callable[[], object]) -> object:
+        """What `make` returns in the first process, where alone it is called; plain values and CPU tensors."""
+        values = [make() if self.is_first else None]
+        if self.count > 1:
+            distributed.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes."""
+        if self.count == 1:
+            return list(numbers)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        sums = torch.tensor(numbers, dtype=kind, device=self.device)
+        distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def share_statistics(self, network: nn.Module) -> None:
+        """Give every process the first one's batch norm statistics, which are the ones that are saved."""
+        if self.count > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, src=0)
+
+    def describe(self) -> str:
+        """What the run computes on, for the header."""
+        name = str(self.device)
+        if self.device.type == "cuda":
+            name += f", {torch.cuda.get_device_name(self.device)}"
+        elif self.device.type == "cpu":
+            name += f", {torch.get_num_threads()} threads"
+        return name if self.count == 1 else f"{self.count} processes, the first on {name}"
+
+    def parallel(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The forward pass of `network`, whose gradients are averaged over the processes.
+
+        A process that gets nothing of a short last batch joins in with an image that counts for nothing.
+        """
+        if self.count == 1:
+            return network
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        replica = DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+        def forward(images: Tensor) -> Tensor:
+            if len(images) > 0:
+                return replica(images)
+            network.eval()  # its batch norms must not learn from it
+            logits = replica(images.new_zeros(1, *images.shape[1:]))[:0]
+            network.train()
+            return logits
+
+        return forward
+
+
+@contextlib.contextmanager
+def start(device_name: str) -> Iterator[Runtime]:
+    """The runtime of this process on the device called `device_name`, among others if torchrun started it.
+
+    Raises:
+        UserError: if this machine or this torch has no such device.
+    """
+    if not distributed.is_torchelastic_launched():
+        yield Runtime(choose_device(device_name))
+        return
+    if device_name in ("auto", "cuda") and torch.cuda.is_available():
+        device_name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
+    try:
+        yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise UserError(
+                f"another process of the run has ended ({first_line(error)}); see its own report"
+            ) from error
+        raise
+    distributed.destroy_process_group()
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,22 +174,15 @@ def compiler_works() -> bool:
     return True
 
 
-def compiled_forward(network: nn.Module, batch_size: int) -> Callable[[Tensor], Tensor]:
-    """The forward pass of `network`, compiled for full batches.
+def compiled(forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled for batches of one size.
 
-    The last, shorter batch of an epoch takes the plain network: a second compilation would cost more than it saves.
+    The last, shorter batch of an epoch is not compiled: a second compilation would cost more than it saves.
     """
-    compiled = torch.compile(network, dynamic=False)
-    return lambda images: (compiled if len(images) == batch_size else network)(images)
+    fast = torch.compile(forward, dynamic=False)
+    return lambda images: (fast if len(images) == batch_size else forward)(images)
 
 
 def derived_seed(*numbers: int) -> int:
     """One seed from several numbers, well mixed: (seed, epoch) draws nothing like (seed, epoch + 1)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def describe(device: torch.device) -> str:
-    """What the run computes on, for the header."""
-    if device.type == "cuda":
-        return f"{device}, {torch.cuda.get_device_name(device)}"
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
