@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from tqdm import tqdm
@@ -85,6 +86,9 @@ def build_parser() -> Parser:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     machine.add_argument(
+        "--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images"
+    )
+    machine.add_argument(
         "--compile",
         choices=("auto", "on", "off"),
         default="auto",
@@ -150,24 +154,38 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
 
 
 class Run:
-    """What one run of training consists of; its checkpoints hold what cannot be had from the options."""
+    """What one run of training consists of; its checkpoints hold what cannot be had from the options.
 
-    def __init__(self, options: argparse.Namespace, runtime: Runtime, network: ResidualCNN):
+    Raises:
+        UserError: if the data cannot be had, or `saved`, the checkpoint to go on from, is not usable with it.
+    """
+
+    def __init__(self, options: argparse.Namespace, runtime: Runtime, network: ResidualCNN, saved: dict | None = None):
         self.options, self.runtime = options, runtime
-        training, validation = dataset.load_training(options.data, options.data_dir)
-        if options.subset:
-            training, validation = training[: options.subset], validation[: options.subset]
-        self.mean, self.std = dataset.channel_statistics(training.images)
-        self.training, self.validation = training.to(runtime.device), validation.to(runtime.device)
-        self.history = []
+        self._load_data()
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
-            options.compile = "on" if compile_pays(options.epochs * len(training)) else "off"
+            options.compile = "on" if compile_pays(options.epochs * len(self.training)) else "off"
         if options.compile == "on" and not compiler_works():
             options.compile = "off"
+        self.history = []
+        if saved:
+            path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
+            network = checkpoint.rebuild_network(path, saved, ResidualCNN)
         self._use(network)
+        if saved:
+            self._restore(path, saved)
+
+    def _load_data(self) -> None:
+        training, validation = dataset.load_training(self.options.data, self.options.data_dir)
+        if self.options.subset:
+            training, validation = training[: self.options.subset], validation[: self.options.subset]
+        self.mean, self.std = dataset.channel_statistics(training.images)
+        self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
 
     def _use(self, network: ResidualCNN) -> None:
         options, runtime = self.options, self.runtime
+        if options.sync_bn:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=torch.channels_last)
         self.forward = runtime.parallel(self.network)
         if options.compile == "on":
@@ -178,18 +196,11 @@ class Run:
         )
         self.scheduler = StepLR(self.optimizer, options.step_size, options.gamma)
 
-    def restore(self, saved: dict) -> None:
-        """Go on from a checkpoint of the same recipe.
-
-        Raises:
-            UserError: if the checkpoint is not usable, or the images are not those with which the run began.
-        """
-        path = checkpoint.path_of(self.options.checkpoint_dir, saved["epoch"])
-        config = saved["config"]
-        if not np.allclose((self.mean, self.std), (config["mean"], config["std"]), atol=1e-6):
+    def _restore(self, path: Path, saved: dict) -> None:
+        mean, std = saved["config"]["mean"], saved["config"]["std"]
+        if not np.allclose((self.mean, self.std), (mean, std), atol=1e-6):
             raise UserError(f"{path} was trained on other images; name their folder with --data-dir")
-        self.mean, self.std = config["mean"], config["std"]
-        self._use(checkpoint.rebuild_network(path, saved, ResidualCNN))
+        self.mean, self.std = mean, std
         checkpoint.restore_training(path, saved, self.optimizer, self.scheduler)
         self.history = saved["history"]
 
@@ -330,6 +341,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options, given = parser.parse(argv)
     with start(options.device) as runtime:
+        if options.sync_bn and runtime.device.type != "cuda":
+            raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
         options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
         network = build_network(options)
         if saved and saved["epoch"] >= options.epochs:
@@ -337,9 +350,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         keep_freed_memory()
         with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
-            run = Run(options, runtime, network)
-            if saved:
-                run.restore(saved)
+            run = Run(options, runtime, network, saved)
             if runtime.is_first:
                 if options.overwrite:
                     checkpoint.clear(options.checkpoint_dir)

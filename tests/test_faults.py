@@ -17,8 +17,8 @@ from utils import checkpoint
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
-EPOCHS = 100
-LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "9", "--compile", "off", "--resume"]
+EPOCHS = 60
+LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
 
 
 def kill(process, inside_a_save, chance):
@@ -153,6 +153,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         "--device quantum",
         "--device cuda:99",
         "--compile maybe",
+        "--sync-bn",
         "--no-such-option",
     ],
 )

@@ -58,4 +58,5 @@ def _report(error: UserError | str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:  # whichever process ends first, torchrun ends the others: do not be before the one that speaks
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)

@@ -88,7 +88,7 @@ class Runtime:
         if self.count == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        replica = DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        replica = DistributedDataParallel(network, device_ids=device_ids)
 
         def forward(images: Tensor) -> Tensor:
             if len(images) > 0:

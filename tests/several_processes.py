@@ -1,0 +1,30 @@
+"""Started by test_torchrun.py, with and without torchrun: the first step's gradients and a validation, into a file."""
+
+import sys
+
+import torch
+from torch import nn
+
+import train
+from utils.runtime import start
+
+OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --compile off".split()
+
+
+def main(path):
+    options, _ = train.build_parser().parse(OPTIONS)
+    with start("cpu") as runtime:
+        run = train.Run(options, runtime, train.build_network(options))
+        for module in run.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)  # with gamma at zero, the gradients before it would be zero
+        validation = run.validate()
+        run.network.eval().train = lambda mode=True: run.network  # batch statistics differ from process to process
+        run.train_epoch()  # one batch: its gradients stay
+        if runtime.is_first:
+            gradients = {name: parameter.grad for name, parameter in run.network.named_parameters()}
+            torch.save({"gradients": gradients, "validation": validation}, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,86 @@
+"""Several processes do what one would have done."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from conftest import ROOT, TINY, run
+from utils import checkpoint
+
+SEVERAL = "tests/several_processes.py"
+
+
+def torchrun(processes, script, *arguments, options=()):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
+    command += [str(ROOT / script), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def done(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    path = tmp_path_factory.mktemp("alone") / "result.pt"
+    code, _, err = run(SEVERAL, path)
+    assert code == 0, err
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_gradients_and_validation_are_those_of_one_process(alone, processes):
+    done(torchrun(processes, SEVERAL, "result.pt"))
+    several = torch.load("result.pt", weights_only=True)
+    for name, gradient in alone["gradients"].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(several["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+    loss, accuracy = alone["validation"]
+    assert several["validation"] == (pytest.approx(loss, abs=1e-6), accuracy)
+
+
+def test_a_last_batch_smaller_than_the_processes_and_what_they_wrote_resumes_and_tests_with_one():
+    options = [*TINY, "--subset", "65"]  # batches of 64 and of 1
+    out = done(torchrun(2, "train.py", *options, "--epochs", "1"))
+    assert out.count("data ") == 1 and out.count("Look at loss_curve.png") == 1  # only the first process prints
+    assert train.main(["--resume", "--epochs", "2"]) == 0
+    done(torchrun(2, "train.py", "--resume", "--epochs", "3"))
+    code, _, err = run("test.py", "--epoch", "3")
+    assert code == 0, err
+
+
+def test_an_error_ends_all_processes_with_our_one_line_first():
+    process = torchrun(2, "train.py", *TINY, "--lr", "1e9", "--epochs", "50")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "not finite" in lines[0]
+    assert "Traceback" not in err.split("closing signal")[0]
+    assert "[rank1]" not in err
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_torchrun_restarts_a_run_whose_worker_was_killed_and_it_ends_with_all_its_epochs():
+    options = [*TINY, "--epochs", "60", "--step-size", "60", "--resume"]
+    process = torchrun(2, "train.py", *options, options=["--max-restarts=3"])
+    while not process.stdout.readline().startswith("   3"):
+        assert process.poll() is None, process.stderr.read()
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    out = done(process)
+    assert out.count("epoch ") >= 1 and "Look at loss_curve.png" in out
+    assert checkpoint.saved_epochs(Path("checkpoints")) == list(range(1, 61))
+    with open("checkpoints/history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 61)]
