@@ -26,6 +26,21 @@ STYLE = {
 }
 
 
+def number(value: float) -> str:
+    """At most three digits, as a person writes them: 0.3, 12.3, 4,560, 1e8."""
+    if 1000 <= value < 99_999:
+        return f"{value:,.0f}"
+    digits, _, power = f"{value:.3g}".partition("e")
+    return f"{digits}e{int(power)}" if power else digits
+
+
+def measured(value: float) -> str:
+    """As `number`, but with the zeros that a measured value has: 0.300."""
+    if 0.01 <= value < 1:
+        return f"{value:.3f}"
+    return f"{value:#.3g}".rstrip(".") if 1 <= value < 999 else number(value)
+
+
 def spread(texts: list, low: float, high: float) -> None:
     """Push labels of one row apart, from `low` to `high` (pixels), where they would run into each other."""
     for text in texts:

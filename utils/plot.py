@@ -17,6 +17,8 @@ from utils.figure import (
     WIDTH,
     fit_width,
     keep_between,
+    measured,
+    number,
     spread,
     write_figure,
 )
@@ -136,21 +138,6 @@ def _linear_ticks(low: float, high: float, last: float) -> list[float]:
 
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
     return [tick for tick in ticks if max(low, -1e-9) <= tick <= min(high, last)]
-
-
-def number(value: float) -> str:
-    """At most three digits, as a person writes them: 0.3, 12.3, 4,560, 1e8."""
-    if 1000 <= value < 99_999:
-        return f"{value:,.0f}"
-    digits, _, power = f"{value:.3g}".partition("e")
-    return f"{digits}e{int(power)}" if power else digits
-
-
-def measured(value: float) -> str:
-    """As `number`, but with the zeros that a measured value has: 0.300."""
-    if 0.01 <= value < 1:
-        return f"{value:.3f}"
-    return f"{value:#.3g}".rstrip(".") if 1 <= value < 999 else number(value)
 
 
 def _draw_accuracies(axes, history: list[dict]) -> None:
@@ -282,10 +269,11 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     subset = f"the first {options['subset']:,} images of " if options["subset"] else ""
     unfinished = f"{len(history):,} of " if len(history) < options["epochs"] else ""
     seconds = statistics.median(row["seconds"] for row in history)
-    return (
-        f"{parameters:,} parameters · SGD: learning rate {options['lr']:g}, batch {options['batch_size']}, "
-        f"{unfinished}{options['epochs']:,} epochs, seed {options['seed']} · {subset}{data} · {number(seconds)} s an epoch"
+    recipe = (
+        f"SGD: learning rate {options['lr']:g}, batch {options['batch_size']}, "
+        f"{unfinished}{options['epochs']:,} epochs, seed {options['seed']}"
     )
+    return f"{parameters:,} parameters · {recipe} · {subset}{data} · {number(seconds)} s an epoch"
 
 
 def default_path(checkpoint_dir: Path) -> Path:
