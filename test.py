@@ -34,9 +34,11 @@ def build_parser() -> Parser:
     parser.add_argument("--batch-size", type=integer(1), default=500, help="images a forward pass")
     work = parser.add_mutually_exclusive_group()
     work.add_argument(
-        "--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv, made if need be"
+        "--report", type=Path, metavar="DIR", help="folder for confusion_matrix.png, mistakes.png and predictions.csv"
     )
-    work.add_argument("--image", type=Path, nargs="+", help="pictures to classify, instead of the test images")
+    work.add_argument(
+        "--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify, instead of the test images"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 
@@ -109,7 +111,7 @@ def print_guesses(paths: list[Path], logits: Tensor) -> None:
         print(f"{path!s:<{width}}  " + "   ".join(f"{CLASSES[index]:<10}{share:7.1%}" for share, index in top))
 
 
-def test_on_split(options: argparse.Namespace, epoch: int, predict: Predict, data: str) -> None:
+def give_verdict(options: argparse.Namespace, epoch: int, predict: Predict, data: str) -> None:
     """The verdict on the test images, and the report if one is asked for."""
     if options.report:
         report.prepare_folder(options.report)
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.image:
         classify(options, predict, data)
     else:
-        test_on_split(options, epoch, predict, data)
+        give_verdict(options, epoch, predict, data)
     return 0
 
 
