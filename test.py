@@ -1,23 +1,29 @@
 """Test one epoch's network on CIFAR-10's 10,000 test images.
 
-python test.py --epoch 42       the verdict on epoch 42
-python test.py                  show the epochs, and ask which
+python test.py --epoch 42                    the verdict on epoch 42
+python test.py                               show the epochs, and ask which
+python test.py --epoch 42 --report report    and draw what it confuses
+python test.py --epoch 42 --image cat.jpg    classify pictures of your own
 """
 
+import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import dataset
-from dataset import CLASSES, Batches
+from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
-from utils import checkpoint, engine, history, plot
+from utils import checkpoint, engine, history, plot, report
 from utils.errors import UserError, run_program
 from utils.options import Parser, integer
 from utils.runtime import Runtime, choose_device
 
+Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
@@ -27,6 +33,13 @@ def build_parser() -> Parser:
     parser.add_argument("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
     parser.add_argument("--batch-size", type=integer(1), default=500, help="images a forward pass")
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder for confusion_matrix.png, mistakes.png and predictions.csv"
+    )
+    work.add_argument(
+        "--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify, instead of the test images"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 
@@ -75,16 +88,50 @@ def listed(epochs: list[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def print_verdict(epoch: int, data: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+def kind_of_images(data: str) -> str:
+    return "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
+
+
+def print_verdict(epoch: int, data: str, logits: Tensor, labels: Tensor) -> None:
     loss, accuracy = engine.loss_and_accuracy(logits, labels, Runtime(logits.device))
     right = logits.argmax(dim=1) == labels
     low, high = wilson_interval(int(right.sum()), len(labels))
-    what = "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
-    print(f"epoch {epoch} on {len(labels):,} {what}")
+    print(f"epoch {epoch} on {len(labels):,} {kind_of_images(data)}")
     print(f"accuracy  {accuracy:.2%}  (95% interval {low:.2%} to {high:.2%})")
     print(f"loss      {loss:.4f}")
     for index, name in enumerate(CLASSES):
-        print(f"  {name:<12}{right[labels == index].double().mean().item():7.1%}")
+        of_class = right[labels == index]
+        print(f"  {name:<12}" + (f"{of_class.double().mean().item():7.1%}" if len(of_class) else "no images"))
+
+
+def print_guesses(paths: list[Path], logits: Tensor) -> None:
+    """A line a picture: its three most probable classes; logits (N, classes)."""
+    width = max(len(str(path)) for path in paths)
+    for path, probabilities in zip(paths, logits.double().softmax(dim=1)):
+        top = zip(*(values.tolist() for values in probabilities.topk(3)))
+        print(f"{path!s:<{width}}  " + "   ".join(f"{CLASSES[index]:<10}{share:7.1%}" for share, index in top))
+
+
+def give_verdict(options: argparse.Namespace, epoch: int, predict: Predict, data: str) -> None:
+    """The verdict on the test images, and the report if one is asked for."""
+    if options.report:
+        report.prepare_folder(options.report)
+    split = dataset.load_test(data, options.data_dir)
+    logits, labels = predict(split)
+    print_verdict(epoch, data, logits, labels)
+    if options.report:
+        what = f"Epoch {epoch} on {len(labels):,} {kind_of_images(data)}"
+        paths = report.write_report(options.report, what, CLASSES, split.images, logits, labels)
+        print("report    " + ", ".join(map(str, paths)))
+
+
+def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
+    """The most probable classes of the user's own pictures, which need no data set."""
+    images = torch.stack([dataset.read_image(path) for path in options.image])
+    logits, _ = predict(Split(images, torch.zeros(len(images), dtype=torch.int64)))
+    if data == "synthetic":
+        print("note: this network has seen synthetic patterns alone; its classes are not what their names say")
+    print_guesses(options.image, logits)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,9 +150,16 @@ def main(argv: list[str] | None = None) -> int:
     saved = checkpoint.load(path)
     network = checkpoint.rebuild_network(path, saved, ResidualCNN).to(device, memory_format=torch.channels_last)
     config = saved["config"]
-    split = dataset.load_test(config["options"]["data"], options.data_dir).to(device)
-    batches = Batches(split, options.batch_size, config["mean"], config["std"])
-    print_verdict(epoch, config["options"]["data"], *engine.predict(network, batches))
+
+    def predict(split: Split) -> tuple[Tensor, Tensor]:
+        batches = Batches(split.to(device), options.batch_size, config["mean"], config["std"])
+        return engine.predict(network, batches)
+
+    data = config["options"]["data"]
+    if options.image:
+        classify(options, predict, data)
+    else:
+        give_verdict(options, epoch, predict, data)
     return 0
 
 

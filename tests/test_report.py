@@ -1,0 +1,105 @@
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset
+import test
+from dataset import CLASSES
+from utils import report
+from utils.errors import UserError
+
+FILES = ["confusion_matrix.png", "mistakes.png", "predictions.csv"]
+
+
+def certain(predicted, logit=5.0):
+    """Logits of a network that predicts these classes."""
+    return logit * torch.eye(10)[predicted]
+
+
+def write(predicted, labels, folder="report"):
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    return report.write_report(Path(folder), "Epoch 1", CLASSES, images, certain(predicted), labels)
+
+
+def test_a_report_has_a_line_for_every_test_image(trained, capsys):
+    options = ["--epoch", "3", "--checkpoint-dir", str(trained)]
+    test.main([*options, "--report", "deep/report"])
+    assert sorted(os.listdir("deep/report")) == FILES
+    accuracy = float(capsys.readouterr().out.split("accuracy")[1].split("%")[0])
+    with open("deep/report/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = dataset.load_test("synthetic", "").labels
+    assert [(int(row["index"]), row["true"]) for row in rows] == [(i, CLASSES[k]) for i, k in enumerate(labels)]
+    assert 100 * np.mean([row["true"] == row["predicted"] for row in rows]) == pytest.approx(accuracy)
+    for row in rows:
+        shares = [float(row[name]) for name in CLASSES]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert float(row[row["predicted"]]) == max(shares)
+
+
+def test_pictures_say_that_images_are_synthetic(trained, monkeypatch):
+    headings = []
+    monkeypatch.setattr(report, "_head", lambda figure, heading, note: headings.append(heading))
+    test.main(["--epoch", "1", "--checkpoint-dir", str(trained), "--report", "report"])
+    assert len(headings) == 2 and all("synthetic test images, which are not CIFAR-10" in line for line in headings)
+
+
+def test_a_row_of_the_matrix_is_a_true_class_and_a_column_a_predicted_one():
+    counts = report.confusion_matrix(torch.tensor([3, 3, 5]), torch.tensor([5, 5, 5]))
+    assert counts.shape == (10, 10) and counts.sum() == 3
+    assert counts[5, 3] == 2 and counts[5, 5] == 1
+
+
+def test_the_most_confident_mistakes_come_first():
+    logits = torch.zeros(4, 10)
+    logits[[0, 1, 2, 3], [1, 1, 1, 0]] = torch.tensor([1.0, 3.0, 2.0, 9.0])
+    assert report.most_confident_mistakes(logits.softmax(1), torch.zeros(4, dtype=torch.int64)) == ([1, 2, 0], 3)
+
+
+@pytest.mark.parametrize("mistakes, rows", [(0, 0), (1, 1), (7, 2), (60, 5)])
+def test_the_grid_is_as_high_as_there_are_mistakes(mistakes, rows):
+    labels = torch.arange(60) % 10
+    predicted = torch.where(torch.arange(60) < mistakes, (labels + 1) % 10, labels)
+    write(predicted, labels)
+    with Image.open("report/mistakes.png") as picture:
+        assert picture.size == (1660, report.HEADER_HEIGHT + rows * report.CELL_HEIGHT)
+
+
+def test_images_are_shown_pixel_by_pixel():
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    probabilities = certain(torch.tensor([4])).softmax(1)
+    report.draw_mistakes(Path("one.png"), "Epoch 1", CLASSES, image[None], probabilities, torch.tensor([7]))
+    with Image.open("one.png") as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    shown = pixels[:, report.HEADER_HEIGHT :, 33:][:, : 32 * report.ZOOM, : 32 * report.ZOOM]
+    assert torch.equal(shown, image.repeat_interleave(report.ZOOM, 1).repeat_interleave(report.ZOOM, 2))
+
+
+def test_a_class_without_images_is_no_number(capsys):
+    labels = torch.tensor([0, 1, 1])
+    write(torch.tensor([0, 1, 9]), labels)
+    assert sorted(os.listdir("report")) == FILES
+    test.print_verdict(1, "cifar10", certain(labels), labels)
+    out = capsys.readouterr().out
+    assert out.count("no images") == 8 and "nan" not in out
+
+
+def test_other_files_in_the_folder_stay():
+    os.mkdir("report")
+    Path("report/notes.txt").write_text("mine")
+    for _ in range(2):
+        write(torch.tensor([1]), torch.tensor([1]))
+    assert sorted(os.listdir("report")) == sorted([*FILES, "notes.txt"])
+    assert Path("report/notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_is_a_line_before_the_test_images_are_read(trained, monkeypatch):
+    monkeypatch.setattr(dataset, "load_test", None)
+    Path("report").touch()
+    with pytest.raises(UserError, match="cannot make the folder report: .*; name another folder with --report"):
+        test.main(["--epoch", "1", "--checkpoint-dir", str(trained), "--report", "report"])
