@@ -1,0 +1,18 @@
+import os
+
+from conftest import run
+
+ROWS = (
+    "plain loop, 0 workers", "plain loop, ", "this project, eager", "this project, compiled", "ceiling", "loading",
+    "augmenting", "stepping", "validating", "saving", "drawing", "all", "validation", "peak memory", "test.py",
+)  # fmt: skip
+
+
+def test_the_benchmark_prints_every_row_and_leaves_nothing_behind(tmp_path):
+    options = "--widths 4 --blocks 1 --batch-size 16 --steps 2 --turns 1 --device cpu".split()
+    code, out, err = run("utils.benchmark", *options, cwd=tmp_path)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [row for row in ROWS if not any(line.startswith(row) for line in lines)] == []
+    assert sum(line.startswith("plain loop") for line in lines) == 2
+    assert os.listdir() == []

@@ -1,0 +1,346 @@
+"""This machine: the training loop that everyone writes, this project's, and what the processor could do.
+
+    python -m utils.benchmark                                        the default network, some two minutes
+    python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
+    torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
+
+The images are random, so no data set is needed; the files that it writes are temporary.
+"""
+
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+import dataset
+from dataset import Batches, Split
+from models import ResidualCNN, cnn, count_parameters
+from utils import checkpoint, engine, plot
+from utils.errors import UserError, run_program
+from utils.options import Parser, integer
+from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, start
+
+TRAINING, VALIDATION, VALIDATION_BATCH = 45_000, 5_000, 500  # images, as in train.py
+RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+MATRIX = 2048  # rows and columns of the product that is the machine's ceiling
+WORKERS = min(16, os.cpu_count() or 1)  # of the plain loop's second row
+SUBJECT = None  # in each of the two measuring processes: the loop that it measures
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+class PILImages(Dataset):
+    """Random images as torchvision.datasets.CIFAR10 hands them out, with the usual transforms."""
+
+    def __init__(self, count: int):
+        self.images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8).numpy()
+        normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+        crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
+        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), normalise])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), index % 10
+
+
+class PlainLoop:
+    """The loop of the tutorials: DataLoader, PIL, NCHW, `loss.item()` at each step. And the machine's ceiling."""
+
+    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
+        self.device = device
+        self.network = ResidualCNN(**shape).to(device).train()
+        self.optimizer = SGD(self.network.parameters(), **RECIPE)
+        self.images = PILImages(steps * batch_size)
+        self.loaders = {
+            workers: DataLoader(
+                self.images, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
+                pin_memory=device.type == "cuda",
+            )
+            for workers in (0, WORKERS)
+        }  # fmt: skip
+        self.factors = torch.rand(2, MATRIX, MATRIX, device=device)
+
+    def train(self, workers: int) -> float:
+        """Images a second."""
+        return len(self.images) / seconds_of(lambda: self._epoch(self.loaders[workers]), self.device)
+
+    def _epoch(self, loader: DataLoader) -> None:
+        loss_sum = 0.0
+        for images, labels in loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.network(images), labels)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.item()
+
+    def ceiling(self) -> float:
+        """FLOP/s of a float32 matrix product, the median of seven."""
+        seconds = [seconds_of(lambda: torch.mm(*self.factors), self.device) for _ in range(7)]
+        return 2 * MATRIX**3 / statistics.median(seconds)
+
+
+class ThisProject:
+    """The parts of an epoch of train.py, on as many random images."""
+
+    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
+        self.memory_at_start = peak_memory()
+        keep_freed_memory()
+        self.runtime, self.batch_size = Runtime(device), batch_size
+        self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
+        self.optimizer = SGD(self.network.parameters(), **RECIPE)
+        training, validation = random_images(TRAINING).to(device), random_images(VALIDATION).to(device)
+        self.mean, self.std = dataset.channel_statistics(training.images)
+        self.training, self.validation = training[: steps * batch_size], validation[: 2 * VALIDATION_BATCH]
+        self.kept = training, validation  # train.py holds all of them
+        self.forward = self.network
+
+    def compile(self) -> float | None:
+        """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
+        if not compiler_works():
+            return None
+        self.forward = compiled(self.network, self.batch_size)
+        return seconds_of(lambda: self.train(eager=False), self.runtime.device)
+
+    def train(self, eager: bool) -> float:
+        """Images a second."""
+        forward = self.network if eager else self.forward
+        batches = self._batches()
+        work = functools.partial(engine.train_one_epoch, self.network, forward, batches, self.optimizer, self.runtime)
+        return len(self.training) / seconds_of(work, self.runtime.device)
+
+    def _batches(self) -> Batches:
+        return Batches(self.training, self.batch_size, self.mean, self.std, torch.Generator().manual_seed(0))
+
+    def load(self) -> float:
+        """Seconds for an epoch's batches, without a step: gather, augment, normalise."""
+        seconds = seconds_of(lambda: [None for _ in self._batches()], self.runtime.device)
+        return seconds * TRAINING / len(self.training)
+
+    def augment(self) -> float:
+        """Seconds for an epoch's crops and flips alone."""
+        split = self.training
+        corners = torch.randint(0, 2 * dataset.PADDING + 1, (2, len(split)), device=split.images.device)
+        flips = torch.rand(len(split), device=split.images.device) < 0.5
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(split), self.batch_size)]
+        seconds = seconds_of(
+            lambda: [dataset.crop_and_flip(split.images[part], corners[:, part], flips[part]) for part in parts],
+            self.runtime.device,
+        )
+        return seconds * TRAINING / len(split)
+
+    def validate(self) -> float:
+        """Images a second."""
+        batches = Batches(self.validation, VALIDATION_BATCH, self.mean, self.std)
+
+        def work():
+            engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
+
+        return len(self.validation) / seconds_of(work, self.runtime.device)
+
+    def infer(self) -> float:
+        """Images a second of the bare forward pass."""
+        images = torch.rand(VALIDATION_BATCH, 3, 32, 32, device=self.runtime.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            return len(images) / seconds_of(lambda: self.network.eval()(images), self.runtime.device)
+
+    def memory(self) -> float:
+        """Bytes at the peak, above what the imports take."""
+        return peak_memory() - self.memory_at_start
+
+
+def random_images(count: int) -> Split:
+    return Split(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10)
+
+
+def peak_memory() -> float:
+    """Bytes that this process has had in memory at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _settle(subject: Callable, *arguments) -> None:
+    global SUBJECT
+    SUBJECT = subject(*arguments)
+
+
+def _ask(method: str, *arguments) -> float:
+    return getattr(SUBJECT, method)(*arguments)
+
+
+def process_for(subject: Callable, *arguments) -> tuple[ProcessPoolExecutor, Callable[..., float]]:
+    """A process with a loop of its own: the project's tuning of the allocator, which cannot be undone, would help the
+    plain loop, too. Returns it, and what asks it for a measurement."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_settle, initargs=(subject, *arguments))
+    return pool, lambda method, *values: pool.submit(_ask, method, *values).result()
+
+
+def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """The median of each row, measured A B C A B C ... after a first round that does not count."""
+    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns + 1)][1:]
+    return {name: statistics.median(values[name] for values in rounds) for name in rows}
+
+
+def multiply_adds(network: torch.nn.Module) -> float:
+    """Of the forward pass of one image; training on it costs six operations for each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() / 2
+
+
+def run_script(*arguments) -> float:
+    """Seconds that one of the programs takes, from the command to its end."""
+    started = time.perf_counter()
+    ended = subprocess.run([sys.executable, *map(str, arguments)], cwd=Path(__file__).parents[1], capture_output=True)
+    if ended.returncode:
+        raise UserError(f"{arguments[0]} failed, run it to see why: {' '.join(map(str, arguments))}")
+    return time.perf_counter() - started
+
+
+def time_files(shape: dict, device: str) -> dict[str, float]:
+    """Seconds to save a checkpoint, to draw a curve of ninety epochs, and of test.py from command to answer."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        where = ["--checkpoint-dir", folder, "--device", device]
+        network = [text for option, values in shape.items() for text in (f"--{option}", *values)]
+        tiny = ["--data", "synthetic", "--subset", 128, "--epochs", 1, "--max-parameters", 10**9]
+        run_script("train.py", *tiny, *network, *where)
+        answer = run_script("test.py", "--epoch", 1, *where)
+        saved = checkpoint.load(checkpoint.path_of(folder, 1))
+        saved["history"] = [saved["history"][0] | {"epoch": epoch} for epoch in range(1, 91)]
+        curve = plot.LossCurve(folder / "curve.png", saved["config"], checkpoint.trainable_parameters(saved))
+        curve.draw(saved["history"])  # the first one imports matplotlib
+        jobs = {"saving": lambda: checkpoint.save(folder, saved), "drawing": lambda: curve.draw(saved["history"])}
+        return {name: seconds_of(job, torch.device("cpu")) for name, job in jobs.items()} | {"test.py": answer}
+
+
+def print_rates(rates: dict[str, float], ceiling: float, operations: float) -> None:
+    plain = max(rate for name, rate in rates.items() if name.startswith("plain"))
+    print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
+    for name, rate in (rates | {"ceiling": ceiling / operations}).items():
+        flops = rate * operations
+        print(f"{name:<24}{rate:10,.0f}{flops / 1e9:10,.1f}{flops / ceiling:12.2f}{rate / plain:10.2f}")
+    print(f"ceiling: a product of two {MATRIX} x {MATRIX} matrices in fp32; plain: the faster plain loop")
+
+
+def print_epoch(seconds: dict[str, float]) -> None:
+    total = sum(seconds.values())
+    print(f"\none epoch of train.py: {TRAINING:,} and {VALIDATION:,} images, scaled up from samples")
+    for name, value in seconds.items():
+        print(f"{name:<24}{value:10.2f} s{value / total:12.1%}")
+    print(f"{'all':<24}{total:10.2f} s")
+
+
+def compare(shape: dict, options, device: torch.device) -> None:
+    """Measure and print everything that one process on this machine can tell."""
+    setup = (shape, options.batch_size, options.steps, device)
+    (first, plain), (second, ours) = process_for(PlainLoop, *setup), process_for(ThisProject, *setup)
+    with first, second:
+        rows = {
+            f"plain loop, {workers} workers": functools.partial(plain, "train", workers) for workers in (0, WORKERS)
+        }
+        rows["this project, eager"] = best = functools.partial(ours, "train", True)
+        if compile_seconds := options.compile == "on" and ours("compile"):
+            rows["this project, compiled"] = best = functools.partial(ours, "train", False)
+        rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
+        measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
+        memory = ours("memory")
+    operations = 6 * multiply_adds(ResidualCNN(**shape))
+    print_rates({name: measured[name] for name in rows}, measured["ceiling"], operations)
+    if compile_seconds:
+        print(f"compiling took {compile_seconds:.1f} s, not counted")
+    files = time_files(shape, options.device)
+    training = TRAINING / measured[next(name for name, row in rows.items() if row is best)]
+    print_epoch({
+        "loading": measured["load"] - measured["augment"],
+        "augmenting": measured["augment"],
+        "stepping": training - measured["load"],
+        "validating": VALIDATION / measured["validate"],
+        "saving": files["saving"],
+        "drawing": files["drawing"],
+    })  # fmt: skip
+    print(f"\nvalidation   {measured['validate']:,.0f} images/s, the bare forward pass {measured['infer']:,.0f}")
+    print(f"peak memory  {memory / 1e9:.2f} GB above what importing torch and torchvision takes")
+    print(f"test.py      {files['test.py']:.1f} s from the command to its end, on 1,000 synthetic images")
+
+
+def measure_processes(shape: dict, options, runtime: Runtime) -> None:
+    """Under torchrun: how fast all processes together go through the images."""
+    keep_freed_memory()
+    training = random_images(options.steps * options.batch_size).to(runtime.device)
+    network = ResidualCNN(**shape).to(runtime.device, memory_format=torch.channels_last)
+    forward, optimizer = runtime.parallel(network), SGD(network.parameters(), **RECIPE)
+
+    def train() -> float:
+        generator = torch.Generator().manual_seed(0)
+        batches = Batches(training, options.batch_size, [0.5] * 3, [0.2] * 3, generator, runtime.share)
+        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, runtime)
+        return len(training) / seconds_of(work, runtime.device)
+
+    rate = in_turns({"all": train}, options.turns)["all"]
+    runtime.say(f"{runtime.count} processes, eager: {rate:,.0f} images/s together ({runtime.describe()})")
+
+
+def build_parser() -> Parser:
+    summary, _, *examples = __doc__.splitlines()
+    parser = Parser(prog="python -m utils.benchmark", description=summary, epilog="\n".join(examples))
+    parser.add_argument("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
+    parser.add_argument("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
+    parser.add_argument("--batch-size", type=integer(1), default=128, help="images a step")
+    parser.add_argument("--steps", type=integer(1), default=15, help="steps a measurement")
+    parser.add_argument("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
+    parser.add_argument("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options, _ = build_parser().parse(argv)
+    if len(options.widths) != len(options.blocks):
+        raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
+    shape = {"widths": options.widths, "blocks": options.blocks}
+    if torch.distributed.is_torchelastic_launched():
+        with start(options.device) as runtime:
+            measure_processes(shape, options, runtime)
+        return 0
+    device = choose_device(options.device)
+    network = ResidualCNN(**shape)
+    print(f"machine  {Runtime(device).describe()}, torch {torch.__version__}")
+    print(
+        f"network  {count_parameters(network):,} parameters, {multiply_adds(network) / 1e6:.1f} million multiply-adds"
+    )
+    print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}", flush=True)
+    compare(shape, options, device)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
