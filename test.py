@@ -28,19 +28,18 @@ Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]))
-    parser.add_argument("--epoch", type=integer(1), default=None, help="epoch to test (default: show a table and ask)")
-    parser.add_argument("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the run")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
-    parser.add_argument("--batch-size", type=integer(1), default=500, help="images a forward pass")
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--epoch", type=integer(1), default=None, help="epoch to test; without it, show a table and ask")
+    add("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the run")
+    add("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    add("--batch-size", type=integer(1), default=500, help="images a forward pass")
     work = parser.add_mutually_exclusive_group()
-    work.add_argument(
-        "--report", type=Path, metavar="DIR", help="folder for confusion_matrix.png, mistakes.png and predictions.csv"
-    )
+    work.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     work.add_argument(
         "--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify, instead of the test images"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 
 
@@ -68,7 +67,7 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int | None:
         raise UserError("no terminal to ask for an epoch; name it with --epoch")
     while True:
         try:
-            answer = input("epoch to test: ").strip()
+            answer = input(f"Epoch to test [{best['epoch']}]: ").strip() or str(best["epoch"])
         except EOFError:
             print()
             return None

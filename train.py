@@ -26,6 +26,7 @@ from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, engine, history, plot
 from utils.errors import UserError, interrupt_code, run_program
 from utils.options import Parser, integer, real
+from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 # What a checkpoint remembers: with these the same run can be done again, on any machine and in any folder.
@@ -38,99 +39,41 @@ VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]))
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("recipe").add_argument
+    add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
+    add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
+    add("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD at the start")
+    add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
+    add("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
+    add("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
+    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
+    add("--seed", type=integer(0, 2**63 - 1), default=0, help="what every random number follows from")
 
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
-    recipe.add_argument("--batch-size", type=integer(1), default=128, help="images a step")
-    recipe.add_argument("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD at the start")
-    recipe.add_argument("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
-    recipe.add_argument("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
-    recipe.add_argument("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
-    recipe.add_argument("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
-    recipe.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="what every random number follows from")
+    add = parser.add_argument_group("network").add_argument
+    add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
+    add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability in the last stage's blocks")
+    add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
-    network = parser.add_argument_group("network")
-    network.add_argument(
-        "--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage"
-    )
-    network.add_argument(
-        "--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage"
-    )
-    network.add_argument(
-        "--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability in the last stage's blocks"
-    )
-    network.add_argument(
-        "--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters"
-    )
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
-    data.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
-    data.add_argument(
-        "--subset", type=integer(1), default=None, help="train on the first N images, validate on at most as many"
-    )
+    add = parser.add_argument_group("data").add_argument
+    add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
+    add("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
 
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder for the checkpoints and history.csv"
-    )
-    files.add_argument(
-        "--plot", type=Path, default=None, help="picture of the curve (default: loss_curve.png, beside the checkpoints "
-        "if their folder is another)",
-    )  # fmt: skip
-    start = files.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="go on after the newest epoch in the folder")
-    start.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
+    add = files.add_argument
+    add("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
+    add("--plot", type=Path, help="the curve; without it loss_curve.png, in --checkpoint-dir if you name one")
+    add = files.add_mutually_exclusive_group().add_argument
+    add("--resume", action="store_true", help="go on after the newest epoch in the folder")
+    add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    machine.add_argument(
-        "--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images"
-    )
-    machine.add_argument(
-        "--compile",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="torch.compile the network; auto: if the run is long enough to win its start back",
-    )
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     return parser
-
-
-def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tuple[argparse.Namespace, dict | None]:
-    """The options of this run and, with --resume, the checkpoint it goes on from (None: a run from the start).
-
-    What is not given on a resumed run's command line comes from the checkpoint; what is given must agree with it.
-
-    Raises:
-        UserError: for a folder that holds a run and neither --resume nor --overwrite, or an unusable checkpoint.
-    """
-    folder = options.checkpoint_dir
-    if not options.resume:
-        if checkpoint.saved_epochs(folder) and not options.overwrite:
-            raise UserError(f"{folder} holds a run; go on with --resume, or remove it with --overwrite")
-        return options, None
-    saved = checkpoint.load_newest(folder)
-    if saved is None:
-        return options, None
-    path = checkpoint.path_of(folder, saved["epoch"])
-    try:
-        recipe = saved["config"]["options"] | saved["config"]["network"]
-        if recipe.keys() != set(RECIPE):
-            raise UserError("its options are not those of a run")
-        recipe = parser.as_typed(recipe)
-    except UserError as error:
-        raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
-    for name in given.keys() & recipe.keys():
-        longer = name == "epochs" and given[name] > recipe[name]
-        undecided = given[name] == "auto"
-        if given[name] != recipe[name] and not longer and not undecided:
-            raise UserError(
-                f"--{name.replace('_', '-')} {given[name]} differs from {recipe[name]} in {path}; leave it out to "
-                "resume, or start another run with another --checkpoint-dir"
-            )
-    epochs = given.get("epochs", recipe["epochs"])
-    return argparse.Namespace(**vars(options) | recipe | {"epochs": epochs}), saved
 
 
 def build_network(options: argparse.Namespace) -> ResidualCNN:
@@ -323,15 +266,17 @@ def fit_and_draw(run: Run) -> int:
 
 
 def print_header(run: Run) -> None:
-    options = run.options
+    options, parameters = run.options, count_parameters(run.network)
     what = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
+    megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     facts = {
         "data": f"{what}: {len(run.training):,} images to train on, {len(run.validation):,} for validation",
-        "network": f"ResidualCNN, blocks {shape}; {count_parameters(run.network):,} trainable parameters",
+        "network": f"ResidualCNN, blocks {shape}; {parameters:,} trainable parameters",
         "recipe": f"{options.epochs} epochs, batch {options.batch_size}, SGD, lr {options.lr:g} "
-        f"x {options.gamma:g} every {options.step_size}, seed {options.seed}",
-        "machine": run.runtime.describe() + (", torch.compile" if options.compile == "on" else ""),
+        f"(x {options.gamma:g} every {options.step_size} epochs), seed {options.seed}",
+        "machine": run.runtime.describe() + ", fp32" + (", torch.compile" if options.compile == "on" else ""),
+        "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }
     for name, fact in facts.items():
         run.runtime.say(f"{name:<9}{fact}")
@@ -343,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     with start(options.device) as runtime:
         if options.sync_bn and runtime.device.type != "cuda":
             raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
-        options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
+        options, saved = runtime.from_first(lambda: resume_point(parser, options, given, RECIPE))
         network = build_network(options)
         if saved and saved["epoch"] >= options.epochs:
             runtime.say(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do")

@@ -310,15 +310,15 @@ def measure_processes(shape: dict, options, runtime: Runtime) -> None:
 
 
 def build_parser() -> Parser:
-    summary, _, *examples = __doc__.splitlines()
-    parser = Parser(prog="python -m utils.benchmark", description=summary, epilog="\n".join(examples))
-    parser.add_argument("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
-    parser.add_argument("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
-    parser.add_argument("--batch-size", type=integer(1), default=128, help="images a step")
-    parser.add_argument("--steps", type=integer(1), default=15, help="steps a measurement")
-    parser.add_argument("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
-    parser.add_argument("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser = Parser(__doc__, "python -m utils.benchmark")
+    add = parser.add_argument
+    add("--widths", type=integer(1, 4096), metavar="N", nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
+    add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
+    add("--batch-size", type=integer(1), default=128, help="images a step")
+    add("--steps", type=integer(1), default=15, help="steps a measurement")
+    add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
+    add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 
 

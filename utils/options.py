@@ -3,19 +3,35 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import UserError
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows every default, and leaves the examples at the end of the page as they are."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows every default that is a value, and leaves the examples at the end of the page as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:  # as argparse.ArgumentDefaultsHelpFormatter does
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
+            return action.help
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {default})".replace("%", "%%")
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        named = "PATH" if action.type is Path else super()._get_default_metavar_for_optional(action)
+        return getattr(action.type, "metavar", named)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations of options; raises `UserError` where argparse would print its usage."""
 
-    def __init__(self, **arguments):
-        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **arguments)
+    def __init__(self, docstring: str, prog: str | None = None):
+        """A page of help from a module's docstring: what it does, a blank line, and example commands."""
+        description, *examples = [line.strip() for line in docstring.splitlines() if line]
+        epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        super().__init__(
+            prog, "%(prog)s [options]", description, epilog, formatter_class=HelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str):
         raise UserError(f"{message}; see --help")
@@ -50,6 +66,7 @@ def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return number
 
+    convert.metavar = "N"
     return convert
 
 
@@ -66,4 +83,5 @@ def real(low: float, high: float = math.inf, open_low: bool = False) -> Callable
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number {bounds}")
         return number
 
+    convert.metavar = "X"
     return convert

@@ -282,9 +282,10 @@ def default_path(checkpoint_dir: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m utils.plot", description="Redraw loss_curve.png from a checkpoint folder.")
-    parser.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
-    parser.add_argument("--plot", type=Path, default=None, help="picture to draw (default: where train.py draws it)")
+    parser = Parser("Redraw loss_curve.png from a checkpoint folder.\n", "python -m utils.plot")
+    add = parser.add_argument
+    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--plot", type=Path, default=None, help="picture to draw (default: where train.py draws it)")
     options, _ = parser.parse(argv)
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:
