@@ -44,7 +44,7 @@ def test_a_report_has_a_line_for_every_test_image(trained, capsys):
 
 def test_pictures_say_that_images_are_synthetic(trained, monkeypatch):
     headings = []
-    monkeypatch.setattr(report, "_head", lambda figure, heading, note: headings.append(heading))
+    monkeypatch.setattr(report, "write_heading", lambda figure, heading, note: headings.append(heading))
     test.main(["--epoch", "1", "--checkpoint-dir", str(trained), "--report", "report"])
     assert len(headings) == 2 and all("synthetic test images, which are not CIFAR-10" in line for line in headings)
 
@@ -67,7 +67,7 @@ def test_the_grid_is_as_high_as_there_are_mistakes(mistakes, rows):
     predicted = torch.where(torch.arange(60) < mistakes, (labels + 1) % 10, labels)
     write(predicted, labels)
     with Image.open("report/mistakes.png") as picture:
-        assert picture.size == (1660, report.HEADER_HEIGHT + rows * report.CELL_HEIGHT)
+        assert picture.size == (1660, 120 + rows * 340)
 
 
 def test_images_are_shown_pixel_by_pixel():
@@ -76,8 +76,8 @@ def test_images_are_shown_pixel_by_pixel():
     report.draw_mistakes(Path("one.png"), "Epoch 1", CLASSES, image[None], probabilities, torch.tensor([7]))
     with Image.open("one.png") as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    shown = pixels[:, report.HEADER_HEIGHT :, 33:][:, : 32 * report.ZOOM, : 32 * report.ZOOM]
-    assert torch.equal(shown, image.repeat_interleave(report.ZOOM, 1).repeat_interleave(report.ZOOM, 2))
+    shown = pixels[:, 120 : 120 + 7 * 32, 25 : 25 + 7 * 32]
+    assert torch.equal(shown, image.repeat_interleave(7, 1).repeat_interleave(7, 2))
 
 
 def test_a_class_without_images_is_no_number(capsys):

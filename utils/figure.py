@@ -1,7 +1,9 @@
-"""What the pictures share: size, colours and type, labels that keep apart, and files that are never half-written."""
+"""What the pictures share: size, colours and type, a heading, and files that are never half-written."""
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.checkpoint import PARTIAL
@@ -9,67 +11,34 @@ from utils.errors import UserError
 
 WIDTH, DPI = 8.3, 200  # inches and dots an inch: 1,660 px, twice the width at which README shows a picture
 # Blue and orange look different to every kind of colour vision; one is dark and the other is not, for a grey printer.
-TRAIN_COLOUR, VALIDATION_COLOUR, QUIET, FAINT = "#D07800", "#00468B", "#666666", "#E4E4E4"
+TRAIN_COLOUR, VALIDATION_COLOUR, QUIET = "#D07800", "#00468B", "#666666"
 STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": QUIET,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-}
+    "font.size": 9, "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": QUIET,
+    "axes.grid.axis": "y", "grid.color": "#E4E4E4", "axes.axisbelow": True, "axes.xmargin": 0.02, "axes.ymargin": 0.06,
+    "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": "black", "ytick.labelcolor": "black",
+}  # fmt: skip
 
 
-def number(value: float) -> str:
-    """At most three digits, as a person writes them: 0.3, 12.3, 4,560, 1e8."""
-    if 1000 <= value < 99_999:
-        return f"{value:,.0f}"
-    digits, _, power = f"{value:.3g}".partition("e")
-    return f"{digits}e{int(power)}" if power else digits
+@contextmanager
+def picture(path: Path, height: float, advice: str) -> Iterator:
+    """A matplotlib figure, `height` inches high, to draw into; then it is written to `path`, as by `write_file`."""
+    from matplotlib import style  # half a second, which test.py need not wait for
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):  # whatever the user's own matplotlibrc says
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        yield figure
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+    write_file(path, png.getvalue(), advice)
 
 
-def measured(value: float) -> str:
-    """As `number`, but with the zeros that a measured value has: 0.300."""
-    if 0.01 <= value < 1:
-        return f"{value:.3f}"
-    return f"{value:#.3g}".rstrip(".") if 1 <= value < 999 else number(value)
-
-
-def spread(texts: list, low: float, high: float) -> None:
-    """Push labels of one row apart, from `low` to `high` (pixels), where they would run into each other."""
-    for text in texts:
-        keep_between(text, low, high)
-        low = text.get_window_extent().x1 + 8
-    for text in reversed(texts):
-        keep_between(text, 0, high)
-        high = text.get_window_extent().x0 - 8
-
-
-def keep_between(text, low: float, high: float) -> None:
-    """Move a label sideways, so that it lies between `low` and `high` (pixels) if it can, and above `low` if not."""
-    box = text.get_window_extent()
-    pixels = max(low - box.x0, min(high - box.x1, 0))
-    x, y = text.xyann
-    text.xyann = (x + pixels * 72 / text.figure.dpi, y)
-
-
-def fit_width(text, share: float) -> None:
-    """Make the letters of a line smaller, if it would end beyond that share of the figure's width."""
-    box, width = text.get_window_extent(), share * text.figure.bbox.width
-    text.set_fontsize(text.get_fontsize() * min(1.0, (width - box.x0) / box.width))
-
-
-def write_figure(figure, path: Path, advice: str) -> None:
-    """Write a matplotlib figure as a PNG at its own dpi. Raises as `write_file` does."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_file(path, buffer.getvalue(), advice)
+def write_heading(figure, heading: str, note: str, colour: str = "black") -> None:
+    """Two lines at the top left: what the picture shows, and quietly what else to know; small type for long ones."""
+    line = 15 / 72 / figure.get_figheight()
+    heading_size, note_size = min(10, 850 / len(heading)), min(8, 1030 / len(note))
+    figure.text(0.015, 1 - line, heading, color=colour, weight="bold", size=heading_size, va="center")
+    figure.text(0.015, 1 - 2 * line, note, color=QUIET, size=note_size, va="center")
 
 
 def write_file(path: Path, data: bytes, advice: str) -> None:
@@ -78,16 +47,12 @@ def write_file(path: Path, data: bytes, advice: str) -> None:
     Raises:
         UserError: if it cannot be written; `advice` says what to do about it.
     """
-    target = Path(os.path.realpath(path))  # what a symbolic link points to is written, and the link stays
-    partial = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_file():  # /dev/null, say, which must not be replaced by a file
-            target.write_bytes(data)
-            return
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(data)
-            os.replace(partial, target)
+            os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:

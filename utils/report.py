@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.figure import DPI, QUIET, STYLE, VALIDATION_COLOUR, WIDTH, fit_width, write_figure, write_file
+from utils.figure import QUIET, VALIDATION_COLOUR, WIDTH, picture, write_file, write_heading
 
 ADVICE = "name another folder with --report"
 COLUMNS, MAX_ROWS = 6, 5  # of the grid of mistakes
-ZOOM = 7  # pixels of the picture for each pixel of an image, a whole number so that they stay squares
-CELL_WIDTH, CELL_HEIGHT, HEADER_HEIGHT = 270, 340, 120  # pixels of the picture
+HEADING, LEFT, CELL_WIDTH, CELL_HEIGHT = 0.6, 0.125, 1.35, 1.7  # inches
+SIDE = 1.12  # inches of an image: at 200 dots an inch, 7 x 7 for each of its pixels
 
 
 def prepare_folder(folder: Path) -> None:
@@ -45,8 +45,8 @@ def write_report(
         UserError: if a file cannot be written.
     """
     probabilities = logits.double().softmax(dim=1)
-    names = "confusion_matrix.png", "mistakes.png", "predictions.csv"
-    matrix_path, mistakes_path, table_path = paths = [folder / name for name in names]
+    paths = [folder / name for name in ("confusion_matrix.png", "mistakes.png", "predictions.csv")]
+    matrix_path, mistakes_path, table_path = paths
     write_file(table_path, predictions_csv(classes, probabilities, labels).encode(), ADVICE)
     draw_confusion_matrix(matrix_path, what, classes, confusion_matrix(probabilities.argmax(dim=1), labels))
     draw_mistakes(mistakes_path, what, classes, images, probabilities, labels)
@@ -70,60 +70,29 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int = 10) -> Te
 
 
 def draw_confusion_matrix(path: Path, what: str, classes: tuple[str, ...], counts: Tensor) -> None:
-    """Draw the counts as percentages of their rows into the PNG at `path`. Raises as `write_figure` does."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
+    """Draw the counts as percentages of their rows into the PNG at `path`. Raises as `write_file` does."""
     totals = counts.sum(dim=1)
     shares = counts / totals.clamp(min=1).unsqueeze(1)
-    with style.context(["default", STYLE, {"axes.grid": False}]):
-        figure = Figure(figsize=(WIDTH, 7.2), dpi=DPI)
+    note = "Each row adds up to 100%: what the network took the images of a class for."
+    with picture(path, 7.2, ADVICE) as figure:
+        write_heading(figure, f"{what}: {counts.trace() / counts.sum().clamp(min=1):.2%} correct", note)
         axes = figure.add_axes((0.17, 0.02, 0.815, 0.85))
         # A square root's scale: a confusion of 2% is to be seen beside a diagonal of 95%.
-        axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for row, shares_of_row in enumerate(shares.tolist()):
-            for column, share in enumerate(shares_of_row):
-                _write_share(axes, row, column, share if totals[row] else None)
-        _name_classes(axes, classes, totals.tolist())
-        accuracy = (counts.trace() / counts.sum().clamp(min=1)).item()
-        _head(
-            figure,
-            f"{what}: {accuracy:.2%} correct",
-            "Each row adds up to 100%: what the network took the images of a class for.",
-        )
-        write_figure(figure, path, ADVICE)
-
-
-def _write_share(axes, row: int, column: int, share: float | None) -> None:
-    """The percentage in its cell: none where nothing was predicted, a dash where there are no images."""
-    text = "–" if share is None else f"{100 * share:.1f}" if share else ""
-    colour = "white" if share and share > 0.3 else "black"
-    weight = "bold" if row == column else "normal"
-    axes.text(column, row, text, ha="center", va="center", color=colour, weight=weight)
-
-
-def _name_classes(axes, classes: tuple[str, ...], totals: list[int]) -> None:
-    places = range(len(classes))
-    axes.set_xticks(places, classes)
-    axes.set_yticks(places, [f"{name}\n{total:,} images" for name, total in zip(classes, totals)])
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks([place - 0.5 for place in places[1:]], minor=True)
-    axes.set_yticks([place - 0.5 for place in places[1:]], minor=True)
-    axes.grid(which="minor", axis="both", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("predicted class", color=QUIET, labelpad=6)
-    axes.set_ylabel("true class", color=QUIET, labelpad=6)
-
-
-def _head(figure, heading: str, note: str) -> None:
-    """Two lines at the top left: what the picture shows, and quietly how to read it."""
-    points = 72 * figure.get_figheight()
-    text = figure.text(0.02, 1 - 15 / points, heading, weight="bold", fontsize=10, va="center")
-    fit_width(text, 0.98)
-    figure.text(0.02, 1 - 29 / points, note, color=QUIET, fontsize=8, va="center")
+        axes.pcolormesh(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+        for row, column in shares.nonzero().tolist():
+            share = shares[row, column].item()
+            style = {"color": "white" if share > 0.3 else "black", "weight": "bold" if row == column else "normal"}
+            axes.text(column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center", **style)
+        middles = [place + 0.5 for place in range(len(classes))]
+        axes.set_xticks(middles, classes)
+        axes.set_yticks(middles, [f"{name}\n{total:,} images" for name, total in zip(classes, totals.tolist())])
+        axes.invert_yaxis()
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
 
 
 def draw_mistakes(
@@ -131,27 +100,26 @@ def draw_mistakes(
 ) -> None:
     """Draw the images whose wrong class got the highest probabilities into the PNG at `path`.
 
-    Arguments as for `write_report`; raises as `write_figure` does.
+    Arguments as for `write_report`; raises as `write_file` does.
     """
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
     mistakes, count = most_confident_mistakes(probabilities, labels)
-    rows = -(-len(mistakes) // COLUMNS)
-    height = HEADER_HEIGHT + rows * CELL_HEIGHT
-    with style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH, height / DPI), dpi=DPI)
-        most = f"the {len(mistakes)} of which the network was most certain"
-        note = most if len(mistakes) < count else "the most certain first" if mistakes else "nothing to show"
-        _head(figure, f"{what}: {f'{count:,}' if count else 'no'} {'mistake' if count == 1 else 'mistakes'}", note)
+    height = HEADING + -(-len(mistakes) // COLUMNS) * CELL_HEIGHT
+    note = "those of which the network was most certain, the most certain first" if mistakes else "nothing to show"
+    with picture(path, height, ADVICE) as figure:
+        write_heading(figure, f"{what}: {f'{count:,}' if count else 'no'} mistake{'s' * (count != 1)}", note)
         for place, index in enumerate(mistakes):
             row, column = divmod(place, COLUMNS)
-            left, top = 33 + column * CELL_WIDTH, height - HEADER_HEIGHT - row * CELL_HEIGHT
+            left, bottom = LEFT + column * CELL_WIDTH, height - HEADING - row * CELL_HEIGHT - SIDE
+            axes = figure.add_axes((left / WIDTH, bottom / height, SIDE / WIDTH, SIDE / height))
+            axes.axis("off")
+            axes.imshow(images[index].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
             confidence, prediction = probabilities[index].max(dim=0)
-            _draw_image(figure, images[index], left, top)
-            names = classes[labels[index]], classes[prediction]
-            _write_below(figure, left, top - 32 * ZOOM, *names, f"{confidence:.1%} · image {index}")
-        write_figure(figure, path, ADVICE)
+            for y, line, colour in (
+                (-0.04, f"true: {classes[labels[index]]}", "black"),
+                (-0.15, f"predicted: {classes[prediction]}", VALIDATION_COLOUR),
+                (-0.26, f"{confidence:.1%} · image {index}", QUIET),
+            ):
+                axes.text(0, y, line, transform=axes.transAxes, color=colour, size=7.5, va="top")
 
 
 def most_confident_mistakes(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
@@ -160,17 +128,3 @@ def most_confident_mistakes(probabilities: Tensor, labels: Tensor) -> tuple[list
     wrong = (predicted != labels).nonzero().flatten()
     order = confidence[wrong].argsort(descending=True, stable=True)
     return wrong[order][: COLUMNS * MAX_ROWS].tolist(), len(wrong)
-
-
-def _draw_image(figure, image: Tensor, left: int, top: int) -> None:
-    """Put an image, uint8 (3, 32, 32), pixel by pixel into the figure; figimage does not resample."""
-    enlarged = image.permute(1, 2, 0).repeat_interleave(ZOOM, 0).repeat_interleave(ZOOM, 1)
-    figure.figimage(enlarged.cpu().numpy(), left, top - 32 * ZOOM, origin="upper")
-
-
-def _write_below(figure, left: int, bottom: int, true: str, predicted: str, note: str) -> None:
-    width, height = figure.bbox.size
-    lines = (f"true: {true}", "black"), (f"predicted: {predicted}", VALIDATION_COLOUR), (note, QUIET)
-    for number, (line, colour) in enumerate(lines):
-        y = (bottom - 20 - 25 * number) / height
-        figure.text(left / width, y, line, color=colour, fontsize=7.5, va="center")
