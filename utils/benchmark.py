@@ -7,6 +7,8 @@
 The images are random, so no data set is needed; the files that it writes are temporary.
 """
 
+import argparse
+import contextlib
 import functools
 import os
 import statistics
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -71,7 +73,7 @@ class PlainLoop:
     """The loop of the tutorials: DataLoader, PIL, NCHW, `loss.item()` at each step. And the machine's ceiling."""
 
     def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
-        self.device = device
+        self.device, self.batch_size = device, batch_size
         self.network = ResidualCNN(**shape).to(device).train()
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.images = PILImages(steps * batch_size)
@@ -86,17 +88,22 @@ class PlainLoop:
 
     def train(self, workers: int) -> float:
         """Images a second."""
-        return len(self.images) / seconds_of(lambda: self._epoch(self.loaders[workers]), self.device)
+        self._step(torch.rand(self.batch_size, 3, 32, 32), torch.zeros(self.batch_size, dtype=torch.int64))  # warms up
 
-    def _epoch(self, loader: DataLoader) -> None:
-        loss_sum = 0.0
-        for images, labels in loader:
-            images, labels = images.to(self.device), labels.to(self.device)
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.network(images), labels)
-            loss.backward()
-            self.optimizer.step()
-            loss_sum += loss.item()
+        def epoch():
+            loss_sum = 0.0
+            for images, labels in self.loaders[workers]:
+                loss_sum += self._step(images, labels)
+
+        return len(self.images) / seconds_of(epoch, self.device)
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        images, labels = images.to(self.device), labels.to(self.device)
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.network(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
 
     def ceiling(self) -> float:
         """FLOP/s of a float32 matrix product, the median of seven."""
@@ -124,21 +131,22 @@ class ThisProject:
         if not compiler_works():
             return None
         self.forward = compiled(self.network, self.batch_size)
-        return seconds_of(lambda: self.train(eager=False), self.runtime.device)
+        return seconds_of(self.train, self.runtime.device)
 
-    def train(self, eager: bool) -> float:
+    def train(self) -> float:
         """Images a second."""
-        forward = self.network if eager else self.forward
-        batches = self._batches()
-        work = functools.partial(engine.train_one_epoch, self.network, forward, batches, self.optimizer, self.runtime)
-        return len(self.training) / seconds_of(work, self.runtime.device)
+        self._train_on(self.training[: self.batch_size])  # warms up
+        return len(self.training) / seconds_of(lambda: self._train_on(self.training), self.runtime.device)
 
-    def _batches(self) -> Batches:
-        return Batches(self.training, self.batch_size, self.mean, self.std, torch.Generator().manual_seed(0))
+    def _train_on(self, split: Split) -> None:
+        engine.train_one_epoch(self.network, self.forward, self._batches(split), self.optimizer, self.runtime)
+
+    def _batches(self, split: Split) -> Batches:
+        return Batches(split, self.batch_size, self.mean, self.std, torch.Generator().manual_seed(0))
 
     def load(self) -> float:
         """Seconds for an epoch's batches, without a step: gather, augment, normalise."""
-        seconds = seconds_of(lambda: [None for _ in self._batches()], self.runtime.device)
+        seconds = seconds_of(lambda: [None for _ in self._batches(self.training)], self.runtime.device)
         return seconds * TRAINING / len(self.training)
 
     def augment(self) -> float:
@@ -196,17 +204,25 @@ def _ask(method: str, *arguments) -> float:
     return getattr(SUBJECT, method)(*arguments)
 
 
-def process_for(subject: Callable, *arguments) -> tuple[ProcessPoolExecutor, Callable[..., float]]:
-    """A process with a loop of its own: the project's tuning of the allocator, which cannot be undone, would help the
-    plain loop, too. Returns it, and what asks it for a measurement."""
-    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_settle, initargs=(subject, *arguments))
-    return pool, lambda method, *values: pool.submit(_ask, method, *values).result()
+@contextlib.contextmanager
+def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]:
+    """A process with one loop, and a function that asks it for measurements.
+
+    Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
+    """
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(subject, *arguments)) as pool:
+        yield lambda method, *values: pool.submit(_ask, method, *values).result()
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
     """The median of each row, measured A B C A B C ... after a first round that does not count."""
     rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns + 1)][1:]
     return {name: statistics.median(values[name] for values in rounds) for name in rows}
+
+
+EAGER, COMPILED = "this project, eager", "this project, compiled"
+LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled, if it can be
 
 
 def multiply_adds(network: torch.nn.Module) -> float:
@@ -259,17 +275,15 @@ def print_epoch(seconds: dict[str, float]) -> None:
     print(f"{'all':<24}{total:10.2f} s")
 
 
-def compare(shape: dict, options, device: torch.device) -> None:
+def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> None:
     """Measure and print everything that one process on this machine can tell."""
     setup = (shape, options.batch_size, options.steps, device)
-    (first, plain), (second, ours) = process_for(PlainLoop, *setup), process_for(ThisProject, *setup)
-    with first, second:
-        rows = {
-            f"plain loop, {workers} workers": functools.partial(plain, "train", workers) for workers in (0, WORKERS)
-        }
-        rows["this project, eager"] = best = functools.partial(ours, "train", True)
-        if compile_seconds := options.compile == "on" and ours("compile"):
-            rows["this project, compiled"] = best = functools.partial(ours, "train", False)
+    with contextlib.ExitStack() as stack:
+        plain, eager, ours = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
+        compile_seconds = ours("compile") if options.compile == "on" else None
+        best = COMPILED if compile_seconds else EAGER
+        rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
+        rows |= {EAGER: functools.partial(eager, "train")} | ({best: functools.partial(ours, "train")})
         rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
@@ -278,7 +292,7 @@ def compare(shape: dict, options, device: torch.device) -> None:
     if compile_seconds:
         print(f"compiling took {compile_seconds:.1f} s, not counted")
     files = time_files(shape, options.device)
-    training = TRAINING / measured[next(name for name, row in rows.items() if row is best)]
+    training = TRAINING / measured[best]
     print_epoch({
         "loading": measured["load"] - measured["augment"],
         "augmenting": measured["augment"],
@@ -292,7 +306,7 @@ def compare(shape: dict, options, device: torch.device) -> None:
     print(f"test.py      {files['test.py']:.1f} s from the command to its end, on 1,000 synthetic images")
 
 
-def measure_processes(shape: dict, options, runtime: Runtime) -> None:
+def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime) -> None:
     """Under torchrun: how fast all processes together go through the images."""
     keep_freed_memory()
     training = random_images(options.steps * options.batch_size).to(runtime.device)

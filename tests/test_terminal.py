@@ -1,0 +1,79 @@
+"""What a person at a terminal sees: the question, the bar, and neither in a log file."""
+
+import os
+import pty
+import re
+import signal
+import termios
+
+import pytest
+
+from conftest import TINY, run, start
+
+
+def at_a_terminal(script, *arguments):
+    """Start a program whose three streams are a terminal; returns it and the terminal's other end."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    process = start(script, *arguments, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    return process, ours
+
+
+def read_until(terminal, pattern=None):
+    """What the program writes until it has written `pattern`, or to its end."""
+    text = ""
+    while not (pattern and re.search(pattern, text)):
+        try:
+            text += os.read(terminal, 4096).decode()
+        except OSError:  # the program has ended
+            break
+    return text
+
+
+def ask(trained):
+    process, terminal = at_a_terminal("test.py", "--checkpoint-dir", trained)
+    screen = read_until(terminal, r"Epoch to test \[\d+\]: ")
+    assert len(re.findall(r"^ +\d+[* ]", screen, re.M)) == 3
+    return process, terminal, int(re.search(r"\[(\d+)\]", screen)[1]), re.search(r"^ +(\d+)\*", screen, re.M)[1]
+
+
+def test_enter_tests_the_epoch_of_lowest_validation_loss(trained):
+    process, terminal, offered, marked = ask(trained)
+    assert offered == int(marked)
+    os.write(terminal, b"\n")
+    assert f"epoch {offered} on 1,000 synthetic test images" in read_until(terminal)
+    assert process.wait() == 0
+
+
+def test_nonsense_is_asked_again_and_a_number_accepted(trained):
+    process, terminal, *_ = ask(trained)
+    os.write(terminal, b"seven\n")
+    assert "'seven' is none of 1-3" in read_until(terminal, r"none of[\s\S]*Epoch to test \[\d+\]: ")
+    os.write(terminal, b"2\n")
+    assert "epoch 2 on 1,000" in read_until(terminal)
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("key", "code"), [(b"\x04", 0), (b"\x03", 130)])
+def test_ctrl_d_and_ctrl_c_leave_quietly(trained, key, code):
+    process, terminal, *_ = ask(trained)
+    if code == 130:
+        process.send_signal(signal.SIGINT)
+    else:
+        os.write(terminal, key)
+    assert "Traceback" not in read_until(terminal)
+    assert process.wait() == code
+
+
+def test_a_terminal_sees_a_bar_and_a_log_file_none(tmp_path):
+    process, terminal = at_a_terminal("train.py", *TINY, "--epochs", "2", "--checkpoint-dir", "seen")
+    screen = read_until(terminal)
+    assert process.wait() == 0
+    assert "\repoch 1/2: " in screen
+    code, out, err = run("train.py", *TINY, "--epochs", "2", "--checkpoint-dir", "logged", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert not re.search(r"[\r\x1b]", out)
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = [line for line in out.splitlines() if re.match(r" +\d+[* ] ", line)]
+    assert len(rows) == 2 and len({len(row) for row in rows}) == 1
