@@ -259,7 +259,8 @@ def fit_and_draw(run: Run) -> int:
         best = history.best_row(run.history)["epoch"]
         folder = "" if options.checkpoint_dir == plot.CHECKPOINT_DIR else f" --checkpoint-dir {options.checkpoint_dir}"
         run.runtime.say(
-            f"Look at {path} and choose an epoch; the validation loss is lowest in epoch {best}. Then:\n"
+            f"Lowest validation loss: epoch {best}. The curve is in {path}. Next:\n"
+            f"    python test.py{folder}    # the epochs, and which to test\n"
             f"    python test.py --epoch {best}{folder}"
         )
     return 0
@@ -267,11 +268,11 @@ def fit_and_draw(run: Run) -> int:
 
 def print_header(run: Run) -> None:
     options, parameters = run.options, count_parameters(run.network)
-    what = "synthetic data, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
+    what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     facts = {
-        "data": f"{what}: {len(run.training):,} images to train on, {len(run.validation):,} for validation",
+        "data": f"{what}: {len(run.training):,} training and {len(run.validation):,} validation images",
         "network": f"ResidualCNN, blocks {shape}; {parameters:,} trainable parameters",
         "recipe": f"{options.epochs} epochs, batch {options.batch_size}, SGD, lr {options.lr:g} "
         f"(x {options.gamma:g} every {options.step_size} epochs), seed {options.seed}",

@@ -52,7 +52,7 @@ def test_gradients_and_validation_are_those_of_one_process(alone, processes):
 def test_a_last_batch_smaller_than_the_processes_and_what_they_wrote_resumes_and_tests_with_one():
     options = [*TINY, "--subset", "65"]  # batches of 64 and of 1
     out = done(torchrun(2, "train.py", *options, "--epochs", "1"))
-    assert out.count("data ") == 1 and out.count("Look at loss_curve.png") == 1  # only the first process prints
+    assert out.count("data ") == 1 and out.count("The curve is in loss_curve.png") == 1  # only the first process prints
     assert train.main(["--resume", "--epochs", "2"]) == 0
     done(torchrun(2, "train.py", "--resume", "--epochs", "3"))
     code, _, err = run("test.py", "--epoch", "3")
@@ -80,7 +80,7 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed_and_it_ends_with_all_it
         assert process.poll() is None, process.stderr.read()
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     out = done(process)
-    assert out.count("epoch ") >= 1 and "Look at loss_curve.png" in out
+    assert out.count("epoch ") >= 1 and "The curve is in loss_curve.png" in out
     assert checkpoint.saved_epochs(Path("checkpoints")) == list(range(1, 61))
     with open("checkpoints/history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 61)]

@@ -41,7 +41,7 @@ def test_the_tour_trains_draws_and_says_what_to_do_next(tmp_path):
     files = sorted(os.listdir("checkpoints"))
     assert files == [".lock", "epoch_01.pth", "epoch_02.pth", "history.csv"]
     assert out.splitlines()[-1].startswith("    python test.py --epoch ")
-    assert "synthetic data, not CIFAR-10" in out
+    assert "synthetic, not CIFAR-10" in out
     assert open("loss_curve.png", "rb").read(4) == b"\x89PNG"
 
 

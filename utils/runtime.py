@@ -165,7 +165,7 @@ def compile_pays(images: int) -> bool:
 
 def compiler_works() -> bool:
     """Whether torch.compile can compile on this machine, found out by trying; if not, a line says why."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # remarks on CUDA tools, of no use here
+    torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error

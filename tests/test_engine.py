@@ -1,0 +1,64 @@
+import torch
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from dataset import Batches, Split
+from models import ResidualCNN
+from utils import engine
+from utils.runtime import Runtime, compiled, derived_seed
+
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+CPU = Runtime(torch.device("cpu"))
+
+
+def images(count):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Split(pixels, torch.randint(0, 10, (count,), generator=generator))
+
+
+def losses_of_ten_steps(fast):
+    """Loss of each of ten steps: compiled and channels last, or as the tutorials have it."""
+    torch.manual_seed(0)
+    network = ResidualCNN((8, 16), (1, 1))
+    forward = network
+    if fast:
+        network = network.to(memory_format=torch.channels_last)
+        forward = compiled(network, 32)
+    optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for step in range(10):
+        batch = Batches(images(32), 32, MEAN, STD, torch.Generator().manual_seed(step))
+        if fast:
+            losses.append(engine.train_one_epoch(network, forward, batch, optimizer, CPU)[0])
+        else:
+            (pixels, labels), *_ = batch
+            loss = F.cross_entropy(network(pixels.contiguous()), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+def test_compiled_and_channels_last_the_first_ten_steps_are_those_of_the_plain_loop():
+    plain, fast = losses_of_ten_steps(fast=False), losses_of_ten_steps(fast=True)
+    assert plain.std() > 0.01  # ten steps that go somewhere
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-3)
+
+
+def test_loss_and_accuracy_are_means_over_images_not_over_batches():
+    torch.manual_seed(0)
+    network, split = ResidualCNN((4,), (1,)), images(10)
+    (whole, labels), *_ = Batches(split, 10, MEAN, STD)
+    with torch.inference_mode():
+        logits = network.eval()(whole)
+    expected = F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+    predictions = engine.predict(network, Batches(split, 7, MEAN, STD))
+    loss, accuracy = engine.loss_and_accuracy(*predictions, CPU)
+    torch.testing.assert_close(torch.tensor([loss, accuracy]), torch.tensor(expected))
+
+
+def test_seeds_of_neighbouring_epochs_and_processes_differ():
+    numbers = [(seed, epoch, *process) for seed in range(3) for epoch in range(3) for process in ((), (1,), (2,))]
+    assert len({derived_seed(*number) for number in numbers}) == len(numbers)

@@ -1,0 +1,62 @@
+"""README's commands, run: long ones shortened, on synthetic data."""
+
+import re
+import shlex
+
+import pytest
+from PIL import Image
+
+import test
+import train
+from conftest import ROOT, TINY
+from utils import benchmark, plot
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^ {4}((?:pip|python|torchrun) .*)$", README, re.M)
+SHORT = [*TINY, "--compile", "off"]
+
+
+def test_the_first_screen_has_the_three_lines():
+    first_screen = README[:2500]
+    for line in (
+        "pip install -r requirements.txt && python train.py",
+        "pip install -r requirements-dev.txt && python -m pytest",
+        "python train.py --data synthetic --epochs 3",
+    ):
+        assert f"    {line}\n" in first_screen
+
+
+def test_every_command_works(trained, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    Image.new("RGB", (50, 40)).save("cat.jpg")
+    assert len(COMMANDS) >= 10
+    for command in COMMANDS:
+        for words in (shlex.split(part, comments=True) for part in command.split("&&")):
+            if words[0] == "torchrun":
+                train.build_parser().parse(words[words.index("train.py") + 1 :])  # run in test_torchrun.py
+            elif words[1] == "train.py":
+                resume = "--resume" in words
+                given = [*words[2:], *SHORT, "--epochs", "2"] if not resume else ["--resume", "--epochs", "3"]
+                assert train.main([*given, *(() if resume else ("--overwrite",))]) == 0
+            elif words[1] == "test.py":
+                epoch = ["--epoch", "1"] if "--epoch" in words else []
+                assert test.main([*words[2:], *epoch]) == 0
+            elif words[:3] == ["python", "-m", "utils.plot"]:
+                assert plot.main(words[3:]) == 0
+            elif words[:3] == ["python", "-m", "utils.benchmark"]:
+                benchmark.build_parser().parse(words[3:])  # run in test_benchmark.py
+            else:
+                assert command.startswith("pip install -r requirements")
+
+
+def test_every_option_is_explained():
+    for parser in (train.build_parser(), test.build_parser()):
+        for action in parser._actions:
+            if action.dest != "help":
+                assert f"`{action.option_strings[0]}" in README, action.option_strings[0]
+
+
+@pytest.mark.parametrize("name", re.findall(r"`((?:docs|tests|utils|models)/[\w./]+)`|\((docs/[\w.]+)\)", README))
+def test_files_that_readme_names_are_there(name):
+    assert (ROOT / (name[0] or name[1])).exists()
