@@ -17,7 +17,7 @@ from utils import checkpoint
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
-EPOCHS = 60
+EPOCHS = 50
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
 
 
