@@ -216,17 +216,18 @@ def _open_cifar10(data_dir: Path, train: bool) -> CIFAR10 | None:
 
 def _fetch_cifar10(data_dir: Path, train: bool) -> CIFAR10:
     """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece, and read it."""
+    archive = Path(data_dir, CIFAR10.filename)
     failures = []
     for url in MIRRORS:
         server = urlsplit(url).netloc
-        print(f"CIFAR-10 is not (or not intact) in {data_dir}: unpacking {CIFAR10.filename}, from {server} if need be")
+        print(f"CIFAR-10 is not (or not intact) in {data_dir}, getting it from {archive} or {server}", flush=True)
         try:
             with _download_manners():
                 # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
-            failures.append(f"{server}: {error}")
+            failures.append(f"{server}: {getattr(error, 'reason', error)}")
     raise UserError(
         f"CIFAR-10 is not (or not intact) in {data_dir} and cannot be downloaded ({', '.join(failures)}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "

@@ -58,7 +58,7 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int | None:
         UserError: if there is no terminal to ask at.
     """
     rows = checkpoint.load_newest(folder)["history"]
-    best = history.best_row(rows)
+    best = history.best_row([row for row in rows if row["epoch"] in epochs])
     print(history.HEADER)
     for row in rows:
         print(history.line(row, row is best))
@@ -73,7 +73,7 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int | None:
             return None
         if answer.isdecimal() and int(answer) in epochs:
             return int(answer)
-        print(f"{answer!r} is none of {listed(epochs)}")
+        print(f"There is no epoch {answer!r}; choose from {listed(epochs)}, or leave with Ctrl-C.")
 
 
 def listed(epochs: list[int]) -> str:

@@ -8,7 +8,7 @@ python train.py --data synthetic --epochs 3      a tour in a minute, without CIF
 import argparse
 import contextlib
 import math
-import signal
+import shlex
 import statistics
 import time
 from pathlib import Path
@@ -29,12 +29,8 @@ from utils.options import Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
-# What a checkpoint remembers: with these the same run can be done again, on any machine and in any folder.
-RECIPE = (
-    "epochs", "batch_size", "lr", "momentum", "weight_decay", "step_size", "gamma", "seed", "data", "subset",
-    "widths", "blocks", "dropout", "max_parameters", "compile",
-)  # fmt: skip
-NETWORK = ("widths", "blocks", "dropout")  # of these, the arguments of ResidualCNN
+DATA_DIR = Path("data")
+MAX_STAGES = 5  # the last one has 2 x 2 pixels
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
 
@@ -48,7 +44,7 @@ def build_parser() -> Parser:
     add("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
     add("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
-    add("--seed", type=integer(0, 2**63 - 1), default=0, help="what every random number follows from")
+    add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
@@ -58,7 +54,7 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("data").add_argument
     add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
-    add("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    add("--data-dir", type=Path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
 
     files = parser.add_argument_group("files")
@@ -80,11 +76,13 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     """The network of the options, initialised from the seed.
 
     Raises:
-        UserError: if its shape is none, or over the budget of parameters.
+        UserError: if there is no network of this shape, or it is over the budget of parameters.
     """
     if len(options.widths) != len(options.blocks):
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
-    shape = {name: getattr(options, name) for name in NETWORK}
+    if len(options.widths) > MAX_STAGES:
+        raise UserError(f"--widths: {len(options.widths)} stages leave nothing of an image; use {MAX_STAGES} at most")
+    shape = {name: getattr(options, name) for name in checkpoint.NETWORK}
     with torch.device("meta"):  # counts without taking the memory
         parameters = count_parameters(ResidualCNN(**shape))
     if parameters > options.max_parameters:
@@ -97,7 +95,7 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
 
 
 class Run:
-    """What one run of training consists of; its checkpoints hold what cannot be had from the options.
+    """One run of training: its data, network, optimiser and history.
 
     Raises:
         UserError: if the data cannot be had, or `saved`, the checkpoint to go on from, is not usable with it.
@@ -108,8 +106,7 @@ class Run:
         self._load_data()
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
             options.compile = "on" if compile_pays(options.epochs * len(self.training)) else "off"
-        if options.compile == "on" and not compiler_works():
-            options.compile = "off"
+        self.compiled = options.compile == "on" and compiler_works(runtime)
         self.history = []
         if saved:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
@@ -131,7 +128,7 @@ class Run:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=torch.channels_last)
         self.forward = runtime.parallel(self.network)
-        if options.compile == "on":
+        if self.compiled:
             share = runtime.share(options.batch_size)
             self.forward = compiled(self.forward, batch_size=share.stop - share.start)
         self.optimizer = SGD(
@@ -206,8 +203,8 @@ class Run:
         """What, besides the weights, rebuilds and tests the network, and repeats the run."""
         values = vars(self.options)
         return {
-            "options": {name: values[name] for name in RECIPE if name not in NETWORK},
-            "network": {name: values[name] for name in NETWORK},
+            "options": {name: values[name] for name in checkpoint.OPTIONS},
+            "network": {name: values[name] for name in checkpoint.NETWORK},
             "mean": self.mean,
             "std": self.std,
         }
@@ -236,34 +233,58 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
             curve.draw_if_due(run.history)
 
 
-def fit_and_draw(run: Run) -> int:
+def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
     """Train to the last epoch or an interruption, and draw the curve of what there is; returns the exit code."""
     options, first = run.options, run.runtime.is_first
-    path = options.plot or plot.default_path(options.checkpoint_dir)
-    curve = plot.LossCurve(path, run.config(), count_parameters(run.network))
     try:
         fit(run, curve)
     except (KeyboardInterrupt, UserError) as stop:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
         if first and run.history:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(run.history)
         if isinstance(stop, UserError):
             raise
-        run.runtime.say(
-            f"\ninterrupted; {options.checkpoint_dir} keeps {len(run.history)} epochs, --resume goes on after them"
-        )
+        run.runtime.say("\n" + interruption(run))
         return interrupt_code(stop)
     if first:
         curve.draw(run.history)
         best = history.best_row(run.history)["epoch"]
-        folder = "" if options.checkpoint_dir == plot.CHECKPOINT_DIR else f" --checkpoint-dir {options.checkpoint_dir}"
+        folders = places(options)
         run.runtime.say(
-            f"Lowest validation loss: epoch {best}. The curve is in {path}. Next:\n"
-            f"    python test.py{folder}    # the epochs, and which to test\n"
-            f"    python test.py --epoch {best}{folder}"
+            f"Lowest validation loss: epoch {best}. The curve is in {curve.path}. Next:\n"
+            f"    python test.py{folders}    # the epochs, and which to test\n"
+            f"    python test.py --epoch {best}{folders}"
         )
     return 0
+
+
+def interruption(run: Run) -> str:
+    """What to say when the run was interrupted."""
+    kept, folder = len(run.history), run.options.checkpoint_dir
+    if kept == 0:
+        return "interrupted before the first epoch ended; nothing is kept, start again with the same command"
+    return f"interrupted; {folder} keeps {kept} epochs. To go on: python train.py --resume{places(run.options)}"
+
+
+def places(options: argparse.Namespace) -> str:
+    """The options that name other folders than the usual ones, for a command to run next."""
+    folders = {"--checkpoint-dir": options.checkpoint_dir, "--data-dir": options.data_dir}
+    usual = (plot.CHECKPOINT_DIR, DATA_DIR)
+    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in folders.items() if path not in usual)
+
+
+def curve_path(options: argparse.Namespace) -> Path:
+    return options.plot or plot.default_path(options.checkpoint_dir)
+
+
+def finish(options: argparse.Namespace, saved: dict) -> None:
+    """A run with all its epochs: only mend what a kill after the last of them may have left undone."""
+    checkpoint.clear_leftovers(options.checkpoint_dir)
+    checkpoint.save_history(options.checkpoint_dir, saved["history"])
+    curve = plot.LossCurve(curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
+    if not curve.path.exists():
+        curve.draw(saved["history"])
+    print(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do; more with --epochs")
 
 
 def print_header(run: Run) -> None:
@@ -271,12 +292,14 @@ def print_header(run: Run) -> None:
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
+    epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
+    sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}"
     facts = {
         "data": f"{what}: {len(run.training):,} training and {len(run.validation):,} validation images",
-        "network": f"ResidualCNN, blocks {shape}; {parameters:,} trainable parameters",
-        "recipe": f"{options.epochs} epochs, batch {options.batch_size}, SGD, lr {options.lr:g} "
-        f"(x {options.gamma:g} every {options.step_size} epochs), seed {options.seed}",
-        "machine": run.runtime.describe() + ", fp32" + (", torch.compile" if options.compile == "on" else ""),
+        "network": f"ResidualCNN, blocks {shape}; {parameters:,} parameters",
+        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, "
+        f"SGD {sgd}, x {options.gamma:g} every {options.step_size}",
+        "machine": run.runtime.describe() + (", torch.compile" if run.compiled else ""),
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }
     for name, fact in facts.items():
@@ -289,20 +312,27 @@ def main(argv: list[str] | None = None) -> int:
     with start(options.device) as runtime:
         if options.sync_bn and runtime.device.type != "cuda":
             raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
-        options, saved = runtime.from_first(lambda: resume_point(parser, options, given, RECIPE))
+        options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
         network = build_network(options)
-        if saved and saved["epoch"] >= options.epochs:
-            runtime.say(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do")
-            return 0
         keep_freed_memory()
         with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
+            if saved and saved["epoch"] >= options.epochs:
+                if runtime.is_first:
+                    finish(options, saved)
+                return 0
             run = Run(options, runtime, network, saved)
+            curve = plot.LossCurve(curve_path(options), run.config(), count_parameters(run.network))
             if runtime.is_first:
+                curve.prepare()
                 if options.overwrite:
                     checkpoint.clear(options.checkpoint_dir)
                 checkpoint.clear_leftovers(options.checkpoint_dir)
             print_header(run)
-            return fit_and_draw(run)
+            if saved:
+                runtime.say(f"resumed  after epoch {saved['epoch']}")
+            elif options.resume:
+                runtime.say(f"note: no epoch in {options.checkpoint_dir} yet, starting with the options given")
+            return fit_and_draw(run, curve)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,16 @@ def test_weights_and_history_that_cannot_be_used(folder, edit):
     refused()
 
 
+def test_another_epochs_file_under_this_name(folder):
+    shutil.copy("checkpoints/epoch_01.pth", NEWEST)
+    refused("its name is that of another epoch")
+
+
+def test_options_and_network_that_are_not_those_of_a_run(folder):
+    change(lambda saved: saved["config"]["network"].update(classes=5))
+    refused("'network' are not those of a run")
+
+
 def another_momentum_shape(saved):
     saved["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2)
 
@@ -149,13 +159,35 @@ def bad_option(saved):
     saved["config"]["options"]["lr"] = "quick"
 
 
+def option_that_is_none(saved):
+    saved["config"]["network"]["widths"] = [4, "--help"]
+
+
+def zero_step(saved):
+    saved["scheduler"]["step_size"] = 0
+
+
+def overlapping_momentum(saved):
+    saved["optimizer"]["state"][1]["momentum_buffer"] = torch.zeros(1).expand(4)
+
+
 def dangerous_option(saved):
     saved["config"]["options"]["checkpoint_dir"] = "/"
 
 
 @pytest.mark.parametrize(
     "edit",
-    [another_momentum_shape, another_schedule, another_optimizer, missing_option, bad_option, dangerous_option],
+    [
+        another_momentum_shape,
+        another_schedule,
+        another_optimizer,
+        missing_option,
+        bad_option,
+        dangerous_option,
+        option_that_is_none,
+        zero_step,
+        overlapping_momentum,
+    ],
 )
 def test_what_only_resuming_needs_is_checked_on_resume(folder, edit):
     change(edit)

@@ -1,5 +1,6 @@
 """Training that no kill, full disk or bad file can take away: the real programs, and the plug really pulled."""
 
+import contextlib
 import os
 import random
 import resource
@@ -17,7 +18,7 @@ from utils import checkpoint
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
-EPOCHS = 50
+EPOCHS = 60
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
 
 
@@ -26,7 +27,7 @@ def kill(process, inside_a_save, chance):
     while "img/s" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
     if not inside_a_save:
-        with pytest.raises(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=chance.uniform(0, 0.3))
     else:
         while process.poll() is None and not any(name.endswith(".partial") for name in os.listdir("checkpoints")):
@@ -62,7 +63,8 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, c
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, "")
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
-    assert out.splitlines()[-1] == f"interrupted; checkpoints keeps {len(epochs)} epochs, --resume goes on after them"
+    line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume"
+    assert out.splitlines()[-1] == line
     assert len(epochs) >= 3 and os.path.exists("loss_curve.png")
 
 
@@ -107,6 +109,20 @@ def test_a_folder_deleted_during_the_run_is_a_line():
     assert checkpoint.load(Path("away/epoch_02.pth"))
 
 
+def test_a_picture_that_cannot_be_written_is_found_before_training():
+    os.mkdir("folder")
+    with pytest.raises(UserError, match="--plot folder: is a folder"):
+        train.main([*TINY, "--plot", "folder"])
+    assert checkpoint.saved_epochs(Path("checkpoints")) == []
+
+
+def test_a_full_disk_behind_the_output_is_a_line():
+    with open("/dev/full", "w") as full:
+        code, _, err = run("train.py", *TINY, "--epochs", "1", stdout=full)
+    assert code == 2
+    assert err.startswith("error: standard output: No space left on device;") and err.count("\n") == 1
+
+
 def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(capsys):
     with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr than 1e"):
         train.main([*TINY, "--lr", "1e9", "--epochs", "50"])
@@ -149,6 +165,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         "--widths 16 99999999999",
         "--widths 4096 4096 --blocks 256 256",
         "--widths 4 8",
+        "--widths 4 4 4 4 4 4 --blocks 1 1 1 1 1 1",
         "--seed -1",
         "--device quantum",
         "--device cuda:99",

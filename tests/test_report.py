@@ -23,6 +23,7 @@ def certain(predicted, logit=5.0):
 
 def write(predicted, labels, folder="report"):
     images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    Path(folder).mkdir(exist_ok=True)
     return report.write_report(Path(folder), "Epoch 1", CLASSES, images, certain(predicted), labels)
 
 

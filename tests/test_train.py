@@ -92,6 +92,28 @@ def test_another_recipe_is_refused_by_name_on_resume(trained, option):
         train.main(["--checkpoint-dir", str(trained), "--resume", *option.split()])
 
 
+def test_a_finished_run_is_mended_where_a_kill_came_after_its_last_checkpoint(trained):
+    shutil.copytree(trained, "killed")
+    whole = Path("killed/history.csv").read_text()
+    Path("killed/history.csv").write_text(whole[: whole.rindex("3,")])
+    Path("killed/epoch_04.pth.partial").touch()
+    Path("killed/loss_curve.png").unlink()
+    assert train.main(["--checkpoint-dir", "killed", "--resume"]) == 0
+    assert Path("killed/history.csv").read_text() == whole
+    assert set(os.listdir("killed")) == set(os.listdir(trained))
+
+
+def test_files_that_are_not_a_runs_own_are_left_alone():
+    os.mkdir("mine")
+    for name in ("history.csv", "movie.partial"):
+        Path("mine", name).write_text("mine")
+    with pytest.raises(UserError, match="history.csv is there without its epochs"):
+        train.main([*TINY, "--checkpoint-dir", "mine"])
+    os.remove("mine/history.csv")
+    train.main([*TINY, "--checkpoint-dir", "mine", "--epochs", "1"])
+    assert Path("mine/movie.partial").read_text() == "mine"
+
+
 def test_a_folder_with_a_run_is_not_touched_unasked(trained):
     with pytest.raises(UserError, match="--resume.*--overwrite"):
         train.main([*TINY, "--checkpoint-dir", str(trained)])

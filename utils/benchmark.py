@@ -128,7 +128,7 @@ class ThisProject:
 
     def compile(self) -> float | None:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
-        if not compiler_works():
+        if not compiler_works(self.runtime):
             return None
         self.forward = compiled(self.network, self.batch_size)
         return seconds_of(self.train, self.runtime.device)

@@ -35,6 +35,22 @@ FORMAT = 1
 KEYS = {"format": int, "epoch": int, "history": list} | dict.fromkeys(
     ("model", "optimizer", "scheduler", "config"), dict
 )
+# What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
+OPTIONS = {
+    "epochs": int,
+    "batch_size": int,
+    "lr": float,
+    "momentum": float,
+    "weight_decay": float,
+    "step_size": int,
+    "gamma": float,
+    "seed": int,
+    "data": ("cifar10", "synthetic"),
+    "subset": (int, None),
+    "max_parameters": int,
+    "compile": ("on", "off"),
+}
+NETWORK = {"widths": [int], "blocks": [int], "dropout": float}  # the arguments of ResidualCNN
 PARTIAL = ".partial"  # the ending of a file that is still being written
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 
@@ -65,14 +81,17 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a save that was cut off has left in `folder`."""
-    for path in folder.glob(f"*{PARTIAL}"):
-        path.unlink()
+    for pattern in ("epoch_*.pth", "history.csv"):
+        for path in folder.glob(pattern + PARTIAL):
+            path.unlink()
 
 
 def clear(folder: Path) -> None:
@@ -94,11 +113,18 @@ def save(folder: Path, checkpoint: dict) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     _write(path_of(folder, checkpoint["epoch"]), buffer.getbuffer())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    save_history(folder, checkpoint["history"])
+
+
+def save_history(folder: Path, history: list[dict]) -> None:
+    """Write history.csv, unless it is there already with these rows. Raises as `save` does."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(checkpoint["history"])
-    _write(folder / "history.csv", table.getvalue().encode())
+    writer.writerows(history)
+    table, path = text.getvalue().encode(), folder / "history.csv"
+    if not path.exists() or path.read_bytes() != table:
+        _write(path, table)
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
@@ -176,6 +202,7 @@ def _read(path: Path) -> dict:
         with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
             checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         _check_contents(checkpoint)
+        _require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
     except OSError as error:
         raise ValueError(error.strerror) from error
     except Exception as error:  # a file from anywhere can fail in any way
@@ -218,10 +245,13 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
         UserError: if that is not a state of theirs.
     """
     try:
-        _require(_alike(checkpoint["scheduler"], scheduler.state_dict()), "its scheduler is another one")
-        groups = checkpoint["optimizer"].get("param_groups")
-        _require(_alike(groups, optimizer.state_dict()["param_groups"]), "its optimizer is another one")
-        scheduler.load_state_dict(checkpoint["scheduler"])
+        schedule, fresh = checkpoint["scheduler"], scheduler.state_dict()
+        same = all(schedule.get(key) == fresh[key] for key in ("step_size", "gamma", "base_lrs"))
+        _require(same and _alike(schedule, fresh), "its scheduler is another one")
+        (group,), (fresh_group,) = checkpoint["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
+        same = _alike(group, fresh_group) and group | {"lr": 0} == fresh_group | {"lr": 0}
+        _require(same, "its optimizer is another one")
+        scheduler.load_state_dict(schedule)
         optimizer.load_state_dict(checkpoint["optimizer"])
         for parameter, state in optimizer.state.items():
             for name, tensor in state.items():
@@ -242,7 +272,7 @@ def _alike(found: object, expected: object) -> bool:
 
 
 def _check_archive(data: bytes) -> None:
-    """Compare the check sums in the file, which `torch.load` does not, and refuse what would not fit in memory."""
+    """Compare the check sums in the file, which `torch.load` does not; refuse what would be larger unpacked."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is a compressed archive")
@@ -275,13 +305,28 @@ def _check_config(config: dict) -> None:
     kinds = {"options": dict, "network": dict, "mean": list, "std": list}
     for key, kind in kinds.items():
         _require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
+    for part, options in (("options", OPTIONS), ("network", NETWORK)):
+        good = config[part].keys() == options.keys()
+        good = good and all(_is_of(kind, config[part][name]) for name, kind in options.items())
+        _require(good, f"its config's {part!r} are not those of a run")
     for key in ("mean", "std"):
         good = len(config[key]) == 3 and all(type(value) is float and 0 <= value <= 1 for value in config[key])
         _require(good and (key == "mean" or min(config[key]) > 0), f"its config's {key!r} is not as expected")
 
 
+def _is_of(kind: object, value: object) -> bool:
+    """Whether an option's value is of its kind: a type, a list of a type, or one of several."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(type(item) is kind[0] for item in value)
+    if isinstance(kind, tuple):
+        return type(value) in kind or value in kind
+    return type(value) is kind
+
+
 def _check_tensor(name: str, tensor: object) -> None:
     _require(isinstance(tensor, Tensor) and tensor.layout == torch.strided, f"{name} is no dense tensor")
+    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    _require(dense, f"{name} is no dense tensor")
     elements_in_file = tensor.untyped_storage().nbytes() // tensor.element_size()
     _require(tensor.numel() <= elements_in_file, f"{name} is larger than the file")
     _require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")

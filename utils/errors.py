@@ -1,5 +1,6 @@
 """Expected trouble, and the one place where it becomes one line and an exit code."""
 
+import errno
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, a batch system's notice to stop: handled as Ctrl-C is."""
 
 
-def _on_sigterm(signal_number, frame):
-    raise Terminated
+def _on_signal(number, frame):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def interrupt_code(interrupt: KeyboardInterrupt) -> int:
@@ -33,7 +35,9 @@ def first_line(error: Exception) -> str:
 
 def run_program(main: Callable[[], int]) -> None:
     """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
+            signal.signal(number, _on_signal)
     try:
         code = main()
         sys.stdout.flush()
@@ -43,20 +47,27 @@ def run_program(main: Callable[[], int]) -> None:
     except KeyboardInterrupt as interrupt:
         code = interrupt_code(interrupt)
     except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         code = 1
     except OSError as error:
-        if error.filename is None:  # not about a file or folder that the user could do something about
-            raise
-        _report(f"{error.filename}: {error.strerror}; mend that, or name another place")
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+            raise  # nothing that the user could do something about
+        _report(f"{error.filename or 'standard output'}: {error.strerror}; mend that, or name another place")
+        _close_stdout()
         code = 2
     sys.exit(code)
 
 
+def _close_stdout() -> None:
+    """What is still to be written goes nowhere, and fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _report(error: UserError | str) -> None:
     """One line on stderr; of torchrun's processes on a machine the first speaks for all, who mostly met the same."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:  # whichever process ends first, torchrun ends the others: do not be before the one that speaks
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if rank != "0":  # torchrun ends all when one ends: if the first has something to say, do not be before it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)
+        error = f"process {rank}: {error}"
+    print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What the pictures share: size, colours and type, a heading, and files that are never half-written."""
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -42,18 +43,18 @@ def write_heading(figure, heading: str, note: str, colour: str = "black") -> Non
 
 
 def write_file(path: Path, data: bytes, advice: str) -> None:
-    """Write a file, and its folder if there is none, so that whoever looks sees the old one or the new one, whole.
+    """Write a file in such a way that whoever looks sees the old one or the new one, whole.
 
     Raises:
         UserError: if it cannot be written; `advice` says what to do about it.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(data)
             os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -120,6 +121,21 @@ class LossCurve:
     def __init__(self, path: Path, config: dict, parameters: int):
         self.path, self.config, self.parameters = path, config, parameters
         self.quiet_until = 0.0
+
+    def prepare(self) -> None:
+        """Make the picture's folder, before hours of training rather than after the first epoch.
+
+        Raises:
+            UserError: if the picture could not be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"--plot {self.path}: {error.strerror}; name another file") from error
+        if self.path.is_dir():
+            raise UserError(f"--plot {self.path}: is a folder; name a file")
 
     def draw_if_due(self, history: list[dict]) -> None:
         """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time."""

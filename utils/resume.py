@@ -7,9 +7,7 @@ from utils.errors import UserError
 from utils.options import Parser
 
 
-def resume_point(
-    parser: Parser, options: argparse.Namespace, given: dict, recipe_names: tuple[str, ...]
-) -> tuple[argparse.Namespace, dict | None]:
+def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tuple[argparse.Namespace, dict | None]:
     """The options of this run and, with --resume, the checkpoint it goes on from (None: a run from the start).
 
     What is not given on a resumed run's command line comes from the checkpoint; what is given must agree with it.
@@ -18,6 +16,8 @@ def resume_point(
         UserError: for a folder that holds a run and neither --resume nor --overwrite, or an unusable checkpoint.
     """
     folder = options.checkpoint_dir
+    if not options.overwrite and not checkpoint.saved_epochs(folder) and (folder / "history.csv").exists():
+        raise UserError(f"{folder / 'history.csv'} is there without its epochs; move it away, or use --overwrite")
     if not options.resume:
         if checkpoint.saved_epochs(folder) and not options.overwrite:
             raise UserError(f"{folder} holds a run; go on with --resume, or remove it with --overwrite")
@@ -28,8 +28,6 @@ def resume_point(
     path = checkpoint.path_of(folder, saved["epoch"])
     try:
         recipe = saved["config"]["options"] | saved["config"]["network"]
-        if recipe.keys() != set(recipe_names):
-            raise UserError("its options are not those of a run")
         recipe = parser.as_typed(recipe)
     except UserError as error:
         raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error

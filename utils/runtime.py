@@ -60,8 +60,7 @@ class Runtime:
         """Each number summed over the processes."""
         if self.count == 1:
             return list(numbers)
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        sums = torch.tensor(numbers, dtype=kind, device=self.device)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         distributed.all_reduce(sums)
         return sums.tolist()
 
@@ -75,9 +74,9 @@ class Runtime:
         """What the run computes on, for the header."""
         name = str(self.device)
         if self.device.type == "cuda":
-            name += f", {torch.cuda.get_device_name(self.device)}"
+            name += f", {torch.cuda.get_device_name(self.device)}, fp32 (convolutions: TF32 where the GPU has it)"
         elif self.device.type == "cpu":
-            name += f", {torch.get_num_threads()} threads"
+            name += f", {torch.get_num_threads()} threads, fp32"
         return name if self.count == 1 else f"{self.count} processes, the first on {name}"
 
     def parallel(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -88,10 +87,12 @@ class Runtime:
         if self.count == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        replica = DistributedDataParallel(network, device_ids=device_ids)
+        with warnings.catch_warnings(action="ignore"):  # the option's new name is not in torch 2.11
+            replica = DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
 
         def forward(images: Tensor) -> Tensor:
-            if len(images) > 0:
+            if len(images) > 0 or synchronised:  # synchronised batch norm waits for every process, and takes none
                 return replica(images)
             network.eval()  # its batch norms must not learn from it
             logits = replica(images.new_zeros(1, *images.shape[1:]))[:0]
@@ -108,24 +109,47 @@ def start(device_name: str) -> Iterator[Runtime]:
     Raises:
         UserError: if this machine or this torch has no such device.
     """
-    if not distributed.is_torchelastic_launched():
-        yield Runtime(choose_device(device_name))
-        return
-    if device_name in ("auto", "cuda") and torch.cuda.is_available():
-        device_name = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = choose_device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
     try:
+        if not distributed.is_torchelastic_launched():
+            yield Runtime(choose_device(device_name))
+            return
+        device = _device_among_processes(device_name)
+        _join_group("nccl" if device.type == "cuda" else "gloo")
         yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
+        distributed.destroy_process_group()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # the CPU's way to say so
+            raise UserError("not enough memory; try a smaller --batch-size") from error
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise UserError(
-                f"another process of the run has ended ({first_line(error)}); see its own report"
-            ) from error
+            raise UserError(f"another process of the run has ended ({first_line(error)}); look there") from error
         raise
-    distributed.destroy_process_group()
+
+
+def _join_group(backend: str) -> None:
+    """As torch.distributed.init_process_group, but with names of their own for what each restart puts into the store.
+
+    torchrun keeps its store when it restarts the processes: without them, they would look for those that have ended.
+    """
+    store, rank, count = next(distributed.rendezvous("env://", timeout=GROUP_TIMEOUT))
+    store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=GROUP_TIMEOUT)
+
+
+def _device_among_processes(name: str) -> torch.device:
+    """A GPU for each of torchrun's processes on this machine, or the CPU for all."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name}: under torchrun it is auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+        raise UserError(
+            f"--nproc-per-node: there are {torch.cuda.device_count()} GPUs here; use no more, or --device cpu"
+        )
+    device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_device(name: str) -> torch.device:
@@ -154,8 +178,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: musl, macOS, Windows
         return
-    mallopt(M_MMAP_THRESHOLD, 2**30)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # the most that older ones accept
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def compile_pays(images: int) -> bool:
@@ -163,13 +187,15 @@ def compile_pays(images: int) -> bool:
     return images >= COMPILE_PAYS_FROM
 
 
-def compiler_works() -> bool:
-    """Whether torch.compile can compile on this machine, found out by trying; if not, a line says why."""
+def compiler_works(runtime: Runtime) -> bool:
+    """Whether torch.compile can compile for this device, found out by trying; if not, a line says why."""
     torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
     try:
-        torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error
-        print(f"note: training without torch.compile, which does not work here ({first_line(error)})", file=sys.stderr)
+        if runtime.is_first:
+            reason = first_line(error)
+            print(f"note: training without torch.compile, which does not work here ({reason})", file=sys.stderr)
         return False
     return True
 
