@@ -29,16 +29,16 @@ Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--epoch", type=integer(1), default=None, help="epoch to test; without it, show a table and ask")
+    add = parser.add_argument_group("what to test").add_argument
+    add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
+    what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
+    what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
+    what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
+    add = parser.add_argument_group("files").add_argument
     add("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the run")
     add("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=integer(1), default=500, help="images a forward pass")
-    work = parser.add_mutually_exclusive_group()
-    work.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
-    work.add_argument(
-        "--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify, instead of the test images"
-    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 

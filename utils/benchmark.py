@@ -1,10 +1,8 @@
-"""This machine: the training loop that everyone writes, this project's, and what the processor could do.
+"""This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-    python -m utils.benchmark                                        the default network, some two minutes
-    python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
-    torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
-
-The images are random, so no data set is needed; the files that it writes are temporary.
+python -m utils.benchmark                                        the default network, about two minutes
+python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
+torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
 
 import argparse
@@ -42,7 +40,7 @@ TRAINING, VALIDATION, VALIDATION_BATCH = 45_000, 5_000, 500  # images, as in tra
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 MATRIX = 2048  # rows and columns of the product that is the machine's ceiling
 WORKERS = min(16, os.cpu_count() or 1)  # of the plain loop's second row
-SUBJECT = None  # in each of the two measuring processes: the loop that it measures
+SUBJECT = None  # in each of the measuring processes: the loop that it measures
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -307,20 +305,25 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
 
 
 def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime) -> None:
-    """Under torchrun: how fast all processes together go through the images."""
+    """Under torchrun: how fast one process goes through the images while the others wait, and all of them together."""
     keep_freed_memory()
     training = random_images(options.steps * options.batch_size).to(runtime.device)
     network = ResidualCNN(**shape).to(runtime.device, memory_format=torch.channels_last)
-    forward, optimizer = runtime.parallel(network), SGD(network.parameters(), **RECIPE)
+    optimizer = SGD(network.parameters(), **RECIPE)
 
-    def train() -> float:
+    def train(forward: Callable[[Tensor], Tensor], processes: Runtime) -> float:
         generator = torch.Generator().manual_seed(0)
-        batches = Batches(training, options.batch_size, [0.5] * 3, [0.2] * 3, generator, runtime.share)
-        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, runtime)
+        batches = Batches(training, options.batch_size, [0.5] * 3, [0.2] * 3, generator, processes.share)
+        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, processes)
         return len(training) / seconds_of(work, runtime.device)
 
-    rate = in_turns({"all": train}, options.turns)["all"]
-    runtime.say(f"{runtime.count} processes, eager: {rate:,.0f} images/s together ({runtime.describe()})")
+    alone = runtime.from_first(
+        lambda: in_turns({"one": functools.partial(train, network, Runtime(runtime.device))}, options.turns)["one"]
+    )
+    forward = runtime.parallel(network)
+    together = in_turns({"all": functools.partial(train, forward, runtime)}, options.turns)["all"]
+    runtime.say(f"one process, eager       {alone:8,.0f} images/s")
+    runtime.say(f"{runtime.count} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
 
 
 def build_parser() -> Parser:

@@ -14,6 +14,11 @@ from utils.history import best_row
 from utils.options import Parser
 
 CHECKPOINT_DIR = Path("checkpoints")
+DESCRIPTION = "Draw loss_curve.png again, from a folder of checkpoints."
+EXAMPLES = (
+    "python -m utils.plot                               the run in checkpoints/",
+    "python -m utils.plot --checkpoint-dir other        another run, its picture beside it",
+)
 MIN_INTERVAL = 5.0  # seconds between two drawings
 FLOOR = 1e-4  # a loss below it is drawn at the lower edge
 OFF_SCALE = 10 * math.log(10)  # ten times the loss of pure guessing; one above it is drawn at the upper edge
@@ -167,7 +172,7 @@ def default_path(checkpoint_dir: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("Redraw loss_curve.png from a checkpoint folder.\n", "python -m utils.plot")
+    parser = Parser("\n".join((DESCRIPTION, *EXAMPLES)), "python -m utils.plot")
     add = parser.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
     add("--plot", type=Path, default=None, help="picture to draw (default: where train.py draws it)")
