@@ -20,8 +20,8 @@ from utils.errors import UserError, first_line
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-# Images of training after which torch.compile has won back its start, on two cores: 30 s at 0.15 ms an image
-# (32-64-128 x 1) or 0.4 ms (24-48-96 x 2).
+# Images of training after which torch.compile has won back its start, on two cores: 30 s at 0.14 ms an image
+# (32-64-128 x 1) or 0.29 ms (24-48-96 x 2).
 COMPILE_PAYS_FROM = 200_000
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
