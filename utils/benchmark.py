@@ -281,7 +281,7 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
         compile_seconds = ours("compile") if options.compile == "on" else None
         best = COMPILED if compile_seconds else EAGER
         rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
-        rows |= {EAGER: functools.partial(eager, "train")} | ({best: functools.partial(ours, "train")})
+        rows |= {EAGER: functools.partial(eager, "train")} | {best: functools.partial(ours, "train")}
         rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
