@@ -4,6 +4,7 @@ python test.py --epoch 42                    the verdict on epoch 42
 python test.py                               show the epochs, and ask which
 python test.py --epoch 42 --report report    and draw what it confuses
 python test.py --epoch 42 --image cat.jpg    classify pictures of your own
+python test.py --pretrained default          a network that came with the repository, in place of an epoch
 """
 
 import argparse
@@ -24,13 +25,15 @@ from utils.options import Parser, integer
 from utils.runtime import Runtime, choose_device
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
+PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default",)}
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    add = parser.add_argument_group("what to test").add_argument
+    add = parser.add_argument_group("what to test").add_mutually_exclusive_group().add_argument
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
+    add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
     what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
@@ -91,11 +94,11 @@ def kind_of_images(data: str) -> str:
     return "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
 
 
-def print_verdict(epoch: int, data: str, logits: Tensor, labels: Tensor) -> None:
+def print_verdict(what: str, data: str, logits: Tensor, labels: Tensor) -> None:
     loss, accuracy = engine.loss_and_accuracy(logits, labels, Runtime(logits.device))
     right = logits.argmax(dim=1) == labels
     low, high = wilson_interval(int(right.sum()), len(labels))
-    print(f"epoch {epoch} on {len(labels):,} {kind_of_images(data)}")
+    print(f"{what} on {len(labels):,} {kind_of_images(data)}")
     print(f"accuracy  {accuracy:.2%}  (95% interval {low:.2%} to {high:.2%})")
     print(f"loss      {loss:.4f}")
     for index, name in enumerate(CLASSES):
@@ -111,16 +114,16 @@ def print_guesses(paths: list[Path], logits: Tensor) -> None:
         print(f"{path!s:<{width}}  " + "   ".join(f"{CLASSES[index]:<10}{share:7.1%}" for share, index in top))
 
 
-def give_verdict(options: argparse.Namespace, epoch: int, predict: Predict, data: str) -> None:
+def give_verdict(options: argparse.Namespace, what: str, predict: Predict, data: str) -> None:
     """The verdict on the test images, and the report if one is asked for."""
     if options.report:
         report.prepare_folder(options.report)
     split = dataset.load_test(data, options.data_dir)
     logits, labels = predict(split)
-    print_verdict(epoch, data, logits, labels)
+    print_verdict(what, data, logits, labels)
     if options.report:
-        what = f"Epoch {epoch} on {len(labels):,} {kind_of_images(data)}"
-        paths = report.write_report(options.report, what, CLASSES, split.images, logits, labels)
+        title = f"{what} on {len(labels):,} {kind_of_images(data)}"
+        paths = report.write_report(options.report, title, CLASSES, split.images, logits, labels)
         print("report    " + ", ".join(map(str, paths)))
 
 
@@ -133,20 +136,38 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     print_guesses(options.image, logits)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options, _ = build_parser().parse(argv)
-    device = choose_device(options.device)
+def choose_checkpoint(options: argparse.Namespace) -> Path | None:
+    """The file of the epoch that is to be tested; None if the user left without naming one.
+
+    Raises:
+        UserError: if there is no such epoch, or none at all.
+    """
     folder = options.checkpoint_dir
     epochs = checkpoint.saved_epochs(folder)
     if not epochs:
-        raise UserError(f"there is no epoch in {folder}; train first, or name another --checkpoint-dir")
+        raise UserError(
+            f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained default"
+        )
     epoch = options.epoch if options.epoch is not None else ask_for_epoch(folder, epochs)
     if epoch is None:
-        return 0
+        return None
     if epoch not in epochs:
         raise UserError(f"there is no epoch {epoch} in {folder}; choose from {listed(epochs)}")
-    path = checkpoint.path_of(folder, epoch)
-    saved = checkpoint.load(path)
+    return checkpoint.path_of(folder, epoch)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options, _ = build_parser().parse(argv)
+    device = choose_device(options.device)
+    if options.pretrained:
+        path = PRETRAINED[options.pretrained]
+        saved, what = checkpoint.load_weights(path), f"models/{path.name}"
+    else:
+        path = choose_checkpoint(options)
+        if path is None:
+            return 0
+        saved = checkpoint.load(path)
+        what = f"epoch {saved['epoch']}"
     network = checkpoint.rebuild_network(path, saved, ResidualCNN).to(device, memory_format=torch.channels_last)
     config = saved["config"]
 
@@ -158,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.image:
         classify(options, predict, data)
     else:
-        give_verdict(options, epoch, predict, data)
+        give_verdict(options, what, predict, data)
     return 0
 
 

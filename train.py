@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from tqdm import tqdm
 
 import dataset
@@ -39,11 +39,14 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
-    add("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD at the start")
+    add("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD: the highest of the schedule")
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
-    add("--step-size", type=integer(1), default=30, help="epochs between drops of the learning rate")
-    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="factor of each drop")
+    add("--nesterov", action="store_true", help="Nesterov's momentum")
+    add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate, over the epochs")
+    add("--step-size", type=integer(1), default=30, help="step: epochs between drops of the learning rate")
+    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="step: factor of each drop")
+    add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
     add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
@@ -94,6 +97,13 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     return ResidualCNN(**shape)
 
 
+def build_scheduler(optimizer: SGD, options: argparse.Namespace, steps_per_epoch: int) -> LRScheduler:
+    """The learning rate's course, to be stepped after every step of the optimiser."""
+    if options.schedule == "one-cycle":  # up to --lr and down to nothing (arXiv 1708.07120)
+        return OneCycleLR(optimizer, options.lr, options.epochs * steps_per_epoch, cycle_momentum=False)
+    return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
+
+
 class Run:
     """One run of training: its data, network, optimiser and history.
 
@@ -132,9 +142,14 @@ class Run:
             share = runtime.share(options.batch_size)
             self.forward = compiled(self.forward, batch_size=share.stop - share.start)
         self.optimizer = SGD(
-            self.network.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+            self.network.parameters(),
+            options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.nesterov,
         )
-        self.scheduler = StepLR(self.optimizer, options.step_size, options.gamma)
+        steps_per_epoch = math.ceil(len(self.training) / options.batch_size)
+        self.scheduler = build_scheduler(self.optimizer, options, steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:
         mean, std = saved["config"]["mean"], saved["config"]["std"]
@@ -154,16 +169,24 @@ class Run:
         torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout
         generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops and flips
         batches = self.batches(self.training, options.batch_size, generator)
+        lr = self.scheduler.get_last_lr()[0]
         no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
         with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
             train_loss, train_accuracy = engine.train_one_epoch(
-                self.network, self.forward, batches, self.optimizer, self.runtime, bar.update
+                self.network,
+                self.forward,
+                batches,
+                self.optimizer,
+                self.scheduler,
+                self.runtime,
+                options.label_smoothing,
+                bar.update,
             )
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
-        row = {
+        return {
             "epoch": epoch,
-            "lr": self.scheduler.get_last_lr()[0],
+            "lr": lr,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
@@ -171,8 +194,6 @@ class Run:
             "seconds": time.perf_counter() - started,
             "images_per_second": len(self.training) / training_seconds,
         }
-        self.scheduler.step()
-        return row
 
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
@@ -293,12 +314,13 @@ def print_header(run: Run) -> None:
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}"
+    sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
+    course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size}"
+    smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
     facts = {
         "data": f"{what}: {len(run.training):,} training and {len(run.validation):,} validation images",
         "network": f"ResidualCNN, blocks {shape}; {parameters:,} parameters",
-        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, "
-        f"SGD {sgd}, x {options.gamma:g} every {options.step_size}",
+        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}",
         "machine": run.runtime.describe() + (", torch.compile" if run.compiled else ""),
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }

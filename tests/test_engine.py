@@ -1,6 +1,7 @@
 import torch
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 from dataset import Batches, Split
 from models import ResidualCNN
@@ -26,11 +27,12 @@ def losses_of_ten_steps(fast):
         network = network.to(memory_format=torch.channels_last)
         forward = compiled(network, 32)
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    scheduler = StepLR(optimizer, 30)
     losses = []
     for step in range(10):
         batch = Batches(images(32), 32, MEAN, STD, torch.Generator().manual_seed(step))
         if fast:
-            losses.append(engine.train_one_epoch(network, forward, batch, optimizer, CPU)[0])
+            losses.append(engine.train_one_epoch(network, forward, batch, optimizer, scheduler, CPU)[0])
         else:
             (pixels, labels), *_ = batch
             loss = F.cross_entropy(network(pixels.contiguous()), labels)

@@ -53,9 +53,12 @@ def test_history_csv_has_the_checkpoints_rows(trained):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("compiled", ["off", "on"])
-def test_an_interrupted_run_resumes_bit_for_bit(compiled):
-    options = [*TINY, "--step-size", "1", "--compile", compiled, "--batch-size", "128"]
+@pytest.mark.parametrize(
+    "recipe",
+    ["--step-size 1 --compile off", "--schedule one-cycle --nesterov --label-smoothing 0.1 --compile on"],
+)
+def test_an_interrupted_run_resumes_bit_for_bit(recipe):
+    options = [*TINY, *recipe.split(), "--batch-size", "128"]
     train.main([*options, "--epochs", "3", "--checkpoint-dir", "whole"])
     train.main([*options, "--epochs", "3", "--checkpoint-dir", "resumed"])
     for epoch in (2, 3):
@@ -69,6 +72,28 @@ def test_a_finished_run_can_be_made_longer(trained):
     train.main(["--checkpoint-dir", "longer", "--resume", "--epochs", "4"])
     train.main([*TINY, "--checkpoint-dir", "whole", "--epochs", "4"])
     assert_same_run("longer", "whole", 4)
+
+
+def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
+    cycle = [*TINY, *"--schedule one-cycle --lr 0.3 --epochs 4 --subset 500 --batch-size 10".split()]
+    train.main(cycle)
+    rates = [row["lr"] for row in checkpoint.load_newest(Path("checkpoints"))["history"]]
+    assert rates[0] == pytest.approx(0.3 / 25)  # where torch's OneCycleLR starts
+    assert max(rates) > 0.28 and rates[-1] < rates[-2] < max(rates)
+    scheduler = checkpoint.load_newest(Path("checkpoints"))["scheduler"]
+    assert scheduler["_last_lr"][0] < 1e-4
+    with pytest.raises(UserError, match="--epochs 5 differs from 4 in .*epoch_04.pth"):
+        train.main(["--resume", "--epochs", "5"])
+
+
+def test_label_smoothing_is_for_training_alone():
+    losses = []
+    for smoothing in ("0", "0.9"):
+        train.main([*TINY, "--epochs", "1", "--lr", "1e-9", "--overwrite", "--label-smoothing", smoothing])
+        losses.append(checkpoint.load_newest(Path("checkpoints"))["history"][0])
+    plain, smooth = losses
+    assert smooth["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-5)
+    assert smooth["train_loss"] != pytest.approx(plain["train_loss"], abs=1e-3)
 
 
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):

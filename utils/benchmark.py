@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -118,6 +119,7 @@ class ThisProject:
         self.runtime, self.batch_size = Runtime(device), batch_size
         self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
+        self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
         training, validation = random_images(TRAINING).to(device), random_images(VALIDATION).to(device)
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.training, self.validation = training[: steps * batch_size], validation[: 2 * VALIDATION_BATCH]
@@ -137,7 +139,8 @@ class ThisProject:
         return len(self.training) / seconds_of(lambda: self._train_on(self.training), self.runtime.device)
 
     def _train_on(self, split: Split) -> None:
-        engine.train_one_epoch(self.network, self.forward, self._batches(split), self.optimizer, self.runtime)
+        training = self.network, self.forward, self._batches(split), self.optimizer, self.scheduler, self.runtime
+        engine.train_one_epoch(*training)
 
     def _batches(self, split: Split) -> Batches:
         return Batches(split, self.batch_size, self.mean, self.std, torch.Generator().manual_seed(0))
@@ -310,11 +313,12 @@ def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime
     training = random_images(options.steps * options.batch_size).to(runtime.device)
     network = ResidualCNN(**shape).to(runtime.device, memory_format=torch.channels_last)
     optimizer = SGD(network.parameters(), **RECIPE)
+    scheduler = StepLR(optimizer, 30 * TRAINING)
 
     def train(forward: Callable[[Tensor], Tensor], processes: Runtime) -> float:
         generator = torch.Generator().manual_seed(0)
         batches = Batches(training, options.batch_size, [0.5] * 3, [0.2] * 3, generator, processes.share)
-        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, processes)
+        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, scheduler, processes)
         return len(training) / seconds_of(work, runtime.device)
 
     alone = runtime.from_first(

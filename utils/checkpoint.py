@@ -3,13 +3,15 @@
 A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
 code from the file, reads it:
 
-    format      1
+    format      2
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
     optimizer   its state dict
     scheduler   its state dict
     history     a list of rows, see utils/history.py
     config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images}
+
+A file of weights to take away, as in models/, has `format`, `model` and `config` alone.
 """
 
 import contextlib
@@ -31,10 +33,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError, first_line
 from utils.history import COLUMNS
 
-FORMAT = 1
-KEYS = {"format": int, "epoch": int, "history": list} | dict.fromkeys(
-    ("model", "optimizer", "scheduler", "config"), dict
-)
+FORMAT = 2
+WEIGHTS = {"format": int, "model": dict, "config": dict}
+KEYS = WEIGHTS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
 OPTIONS = {
     "epochs": int,
@@ -42,8 +43,11 @@ OPTIONS = {
     "lr": float,
     "momentum": float,
     "weight_decay": float,
+    "nesterov": bool,
+    "schedule": ("step", "one-cycle"),
     "step_size": int,
     "gamma": float,
+    "label_smoothing": float,
     "seed": int,
     "data": ("cifar10", "synthetic"),
     "subset": (int, None),
@@ -51,6 +55,7 @@ OPTIONS = {
     "compile": ("on", "off"),
 }
 NETWORK = {"widths": [int], "blocks": [int], "dropout": float}  # the arguments of ResidualCNN
+PROGRESS = dict.fromkeys(("last_epoch", "_step_count", "_last_lr"))  # what changes in a scheduler as a run goes on
 PARTIAL = ".partial"  # the ending of a file that is still being written
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 
@@ -167,6 +172,25 @@ def load(path: Path) -> dict:
         raise UserError(f"{path} is no usable checkpoint: {error}; {ADVICE}") from error
 
 
+def save_weights(path: Path, checkpoint: dict) -> None:
+    """Write what classifies, without what only training needs. Raises as `save` does."""
+    buffer = io.BytesIO()
+    torch.save({key: checkpoint[key] for key in WEIGHTS}, buffer)
+    _write(path, buffer.getbuffer())
+
+
+def load_weights(path: Path) -> dict:
+    """What `save_weights` has written to `path`, checked as `load` does.
+
+    Raises:
+        UserError: if there is no such file, or it is damaged.
+    """
+    try:
+        return _read(path, WEIGHTS)
+    except ValueError as error:
+        raise UserError(f"{path} holds no usable weights: {error}; get it again from the repository") from error
+
+
 def load_newest(folder: Path) -> dict | None:
     """The checkpoint of the newest epoch in `folder`, None where there is none.
 
@@ -194,15 +218,17 @@ def _usable(folder: Path, epoch: int) -> bool:
         return False
 
 
-def _read(path: Path) -> dict:
-    """The checkpoint in `path`; a `ValueError` says in a line what is wrong with it."""
+def _read(path: Path, keys: dict[str, type] = KEYS) -> dict:
+    """The checkpoint in `path`, with `keys` in it; a `ValueError` says in a line what is wrong with it."""
     try:
         data = path.read_bytes()
         _check_archive(data)
         with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
             checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _check_contents(checkpoint)
-        _require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
+        _check_contents(checkpoint, keys)
+        if "epoch" in keys:
+            _require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
+            _check_history(checkpoint["history"], checkpoint["epoch"])
     except OSError as error:
         raise ValueError(error.strerror) from error
     except Exception as error:  # a file from anywhere can fail in any way
@@ -246,8 +272,7 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
     """
     try:
         schedule, fresh = checkpoint["scheduler"], scheduler.state_dict()
-        same = all(schedule.get(key) == fresh[key] for key in ("step_size", "gamma", "base_lrs"))
-        _require(same and _alike(schedule, fresh), "its scheduler is another one")
+        _require(_alike(schedule, fresh) and schedule | PROGRESS == fresh | PROGRESS, "its scheduler is another one")
         (group,), (fresh_group,) = checkpoint["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
         same = _alike(group, fresh_group) and group | {"lr": 0} == fresh_group | {"lr": 0}
         _require(same, "its optimizer is another one")
@@ -280,14 +305,13 @@ def _check_archive(data: bytes) -> None:
             raise ValueError(f"{damaged} in it is damaged")
 
 
-def _check_contents(checkpoint: dict) -> None:
+def _check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
     _require(isinstance(checkpoint, dict), "it holds no dict")
     if isinstance(checkpoint.get("format"), int) and checkpoint["format"] > FORMAT:
         raise ValueError(f"it is of format {checkpoint['format']}, newer than this program, which reads {FORMAT}")
-    for key, kind in KEYS.items():
+    for key, kind in keys.items():
         _require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
     _require(checkpoint["format"] == FORMAT, f"it is of format {checkpoint['format']}")
-    _check_history(checkpoint["history"], checkpoint["epoch"])
     _check_config(checkpoint["config"])
     for name, tensor in checkpoint["model"].items():
         _check_tensor(f"model's {name!r}", tensor)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils.runtime import Runtime
 
@@ -17,10 +18,12 @@ def train_one_epoch(
     forward: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     optimizer: Optimizer,
+    scheduler: LRScheduler,
     runtime: Runtime,
+    label_smoothing: float = 0.0,
     on_step: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """One optimiser step a batch; returns the mean loss and the accuracy over the images, as they were seen.
+    """One step of optimiser and scheduler a batch; returns mean loss and accuracy over the images, as they were seen.
 
     `forward` computes the logits of `network`; the two differ where it is compiled or one of several replicas.
     `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device: loss and accuracy
@@ -30,10 +33,11 @@ def train_one_epoch(
     totals = torch.zeros(2, device=runtime.device)
     for (images, labels), size in zip(batches, batches.sizes):
         logits = forward(images)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
         optimizer.zero_grad()
         (loss * runtime.count / size).backward()  # several processes average their gradients
         optimizer.step()
+        scheduler.step()
         totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
         on_step()
     loss_sum, correct = runtime.sum(*totals.tolist())

@@ -1,7 +1,7 @@
 """The record of a run, as the checkpoint holds it: a list with a row an epoch, and its printed form.
 
-A row is a dict with the keys of `COLUMNS`: the epoch's number, its learning rate, mean losses, accuracies as
-fractions, the seconds of the whole epoch and the images a second of its training part.
+A row is a dict with the keys of `COLUMNS`: the epoch's number, the learning rate at its start, mean losses, accuracies
+as fractions, the seconds of the whole epoch and the images a second of its training part.
 """
 
 COLUMNS = {

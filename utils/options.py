@@ -47,7 +47,9 @@ class Parser(argparse.ArgumentParser):
         """Option values from a file, after the checks that they would pass on the command line; None: not given."""
         arguments = []
         for name, value in values.items():
-            if value is not None:
+            if value is True:
+                arguments.append("--" + name.replace("_", "-"))
+            elif value is not None and value is not False:
                 texts = map(str, value if isinstance(value, list) else [value])
                 arguments += ["--" + name.replace("_", "-"), *texts]
         options, _ = self.parse(arguments)

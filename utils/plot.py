@@ -113,10 +113,11 @@ def _draw_learning_rates(axes, history: list[dict]) -> None:
     left, first, last = axes.get_xlim()[0], number(history[0]["lr"]), number(history[-1]["lr"])
     labels = [(left, f"lr {first}"), *((epoch, f"→ {number(lr)}") for epoch, lr in changes)]
     if any(after - before < 0.2 * len(history) for (before, _), (after, _) in pairwise(labels)):
-        labels = [(left, f"lr {first} → {last}, {len(changes):,} changes")]
+        rates = first, number(max(row["lr"] for row in history)), last
+        labels, changes = [(left, "lr " + " → ".join(dict.fromkeys(rates)))], []
     for epoch, text in labels:
         axes.text(epoch, 1.02, text, transform=axes.get_xaxis_transform(), color=QUIET, size=8)
-    for epoch, _ in changes if len(changes) <= 10 else []:
+    for epoch, _ in changes:
         axes.axvline(epoch, color=QUIET, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
 
 

@@ -32,7 +32,8 @@ def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tu
     except UserError as error:
         raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
     for name in given.keys() & recipe.keys():
-        longer = name == "epochs" and given[name] > recipe[name]
+        # A one-cycle schedule has its end from the start; of the steps there can always be more.
+        longer = name == "epochs" and given[name] > recipe[name] and recipe["schedule"] == "step"
         undecided = given[name] == "auto"
         if given[name] != recipe[name] and not longer and not undecided:
             raise UserError(
