@@ -30,6 +30,7 @@ from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 DATA_DIR = Path("data")
+SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels; 0: without"
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
@@ -52,6 +53,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
+    add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help=SE_HELP)
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability in the last stage's blocks")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
@@ -312,6 +314,7 @@ def print_header(run: Run) -> None:
     options, parameters = run.options, count_parameters(run.network)
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
+    se = f", squeeze-and-excitation / {options.se_reduction}" if options.se_reduction else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
     sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
@@ -319,7 +322,7 @@ def print_header(run: Run) -> None:
     smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
     facts = {
         "data": f"{what}: {len(run.training):,} training and {len(run.validation):,} validation images",
-        "network": f"ResidualCNN, blocks {shape}; {parameters:,} parameters",
+        "network": f"ResidualCNN, blocks {shape}{se}; {parameters:,} parameters",
         "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}",
         "machine": run.runtime.describe() + (", torch.compile" if run.compiled else ""),
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from models import ResidualCNN, count_parameters
+from models.cnn import SqueezeExcitation
 
 
 def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
@@ -10,7 +11,7 @@ def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
 
 
 def test_resnet_20s_shape_has_its_0_27_million_parameters():
-    assert count_parameters(ResidualCNN((16, 32, 64), (3, 3, 3), 0)) == pytest.approx(0.27e6, rel=0.02)
+    assert count_parameters(ResidualCNN((16, 32, 64), (3, 3, 3), se_reduction=0)) == pytest.approx(0.27e6, rel=0.02)
 
 
 def test_images_become_one_row_of_logits_each():
@@ -29,6 +30,15 @@ def test_a_fresh_block_is_its_skip():
     network = ResidualCNN((4,), (1,)).eval()
     x = torch.rand(2, 4, 8, 8)
     assert torch.equal(network.stages[0](x), x)
+
+
+def test_squeeze_and_excitation_weighs_whole_channels_at_first_all_alike():
+    weigh, x = SqueezeExcitation(4, reduction=2), torch.rand(2, 4, 8, 8)
+    assert torch.equal(weigh(x), x)
+    nn.init.normal_(weigh.excite.weight)
+    weights = weigh(x) / x
+    torch.testing.assert_close(weights, weights[:, :, :1, :1].expand_as(weights))
+    assert 0 < weights.min() < weights.max() < 2
 
 
 def test_dropout_acts_in_the_last_stage_alone_and_only_in_training():

@@ -1,10 +1,14 @@
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import test
 from conftest import run
+from utils import checkpoint
 from utils.errors import UserError
 
 
@@ -49,3 +53,32 @@ def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
     assert code == 2
     assert len(re.findall(r"^ +[123][* ]", out, re.M)) == 3 and out.count("*") == 2
     assert err == "error: no terminal to ask for an epoch; name it with --epoch\n"
+
+
+def test_weights_taken_out_of_a_checkpoint_give_its_verdict(trained, monkeypatch, capsys):
+    checkpoint.save_weights(Path("own.pth"), checkpoint.load(trained / "epoch_03.pth"))
+    monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
+    test.main(["--epoch", "3", "--checkpoint-dir", str(trained)])
+    test.main(["--pretrained", "default"])
+    of_epoch, of_weights = re.findall(r" on 1,000 (.*?)  truck", capsys.readouterr().out, re.S)
+    assert of_epoch == of_weights
+
+
+@pytest.mark.parametrize("name", test.PRETRAINED)
+def test_the_repository_comes_with_networks_that_are_ready_to_use(name, capsys):
+    path = test.PRETRAINED[name]
+    assert path.stat().st_size < 2_000_000
+    assert torch.load(path, weights_only=True).keys() == {"format", "model", "config"}
+    Image.new("RGB", (32, 32), "blue").save("sea.png")
+    assert test.main(["--pretrained", name, "--image", "sea.png"]) == 0
+    assert "%" in capsys.readouterr().out
+
+
+def test_damaged_weights_are_refused_in_one_line(trained, monkeypatch):
+    checkpoint.save_weights(Path("own.pth"), checkpoint.load(trained / "epoch_03.pth"))
+    content = bytearray(Path("own.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("own.pth").write_bytes(content)
+    monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
+    with pytest.raises(UserError, match="own.pth holds no usable weights: .*; get it again"):
+        test.main(["--pretrained", "default"])

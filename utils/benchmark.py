@@ -1,7 +1,7 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
 python -m utils.benchmark                                        the default network, about two minutes
-python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
+python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network (--se-reduction 0: without it)
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
 
@@ -247,7 +247,7 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         where = ["--checkpoint-dir", folder, "--device", device]
-        network = [text for option, values in shape.items() for text in (f"--{option}", *values)]
+        network = ["--widths", *shape["widths"], "--blocks", *shape["blocks"], "--se-reduction", shape["se_reduction"]]
         tiny = ["--data", "synthetic", "--subset", 128, "--epochs", 1, "--max-parameters", 10**9]
         run_script("train.py", *tiny, *network, *where)
         answer = run_script("test.py", "--epoch", 1, *where)
@@ -335,6 +335,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--widths", type=integer(1, 4096), metavar="N", nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
+    add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
     add("--steps", type=integer(1), default=15, help="steps a measurement")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
@@ -347,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     if len(options.widths) != len(options.blocks):
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
-    shape = {"widths": options.widths, "blocks": options.blocks}
+    shape = {"widths": options.widths, "blocks": options.blocks, "se_reduction": options.se_reduction}
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
             measure_processes(shape, options, runtime)

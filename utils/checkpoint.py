@@ -54,7 +54,7 @@ OPTIONS = {
     "max_parameters": int,
     "compile": ("on", "off"),
 }
-NETWORK = {"widths": [int], "blocks": [int], "dropout": float}  # the arguments of ResidualCNN
+NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
 PROGRESS = dict.fromkeys(("last_epoch", "_step_count", "_last_lr"))  # what changes in a scheduler as a run goes on
 PARTIAL = ".partial"  # the ending of a file that is still being written
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
