@@ -19,9 +19,9 @@ from torch import Tensor
 import dataset
 from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
-from utils import checkpoint, engine, history, plot, report
+from utils import checkpoint, engine, history, report
 from utils.errors import UserError, run_program
-from utils.options import Parser, integer
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
 from utils.runtime import Runtime, choose_device
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
@@ -38,8 +38,8 @@ def build_parser() -> Parser:
     what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
-    add("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the run")
-    add("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10, filled if empty")
+    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--data-dir", type=Path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=integer(1), default=500, help="images a forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")

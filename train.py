@@ -8,7 +8,6 @@ python train.py --data synthetic --epochs 3      a tour in a minute, without CIF
 import argparse
 import contextlib
 import math
-import shlex
 import statistics
 import time
 from pathlib import Path
@@ -23,13 +22,12 @@ from tqdm import tqdm
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, engine, history, plot
+from utils import checkpoint, contents, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program
-from utils.options import Parser, integer, real
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
-DATA_DIR = Path("data")
 SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels; 0: without"
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
@@ -64,7 +62,7 @@ def build_parser() -> Parser:
 
     files = parser.add_argument_group("files")
     add = files.add_argument
-    add("--checkpoint-dir", type=Path, default=plot.CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
+    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
     add("--plot", type=Path, help="the curve; without it loss_curve.png, in --checkpoint-dir if you name one")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
@@ -87,7 +85,7 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
     if len(options.widths) > MAX_STAGES:
         raise UserError(f"--widths: {len(options.widths)} stages leave nothing of an image; use {MAX_STAGES} at most")
-    shape = {name: getattr(options, name) for name in checkpoint.NETWORK}
+    shape = {name: getattr(options, name) for name in contents.NETWORK}
     with torch.device("meta"):  # counts without taking the memory
         parameters = count_parameters(ResidualCNN(**shape))
     if parameters > options.max_parameters:
@@ -211,7 +209,7 @@ class Run:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
         if self.runtime.is_first:
             state = {
-                "format": checkpoint.FORMAT,
+                "format": contents.FORMAT,
                 "epoch": row["epoch"],
                 "model": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -226,8 +224,8 @@ class Run:
         """What, besides the weights, rebuilds and tests the network, and repeats the run."""
         values = vars(self.options)
         return {
-            "options": {name: values[name] for name in checkpoint.OPTIONS},
-            "network": {name: values[name] for name in checkpoint.NETWORK},
+            "options": {name: values[name] for name in contents.OPTIONS},
+            "network": {name: values[name] for name in contents.NETWORK},
             "mean": self.mean,
             "std": self.std,
         }
@@ -267,33 +265,12 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
                 curve.draw(run.history)
         if isinstance(stop, UserError):
             raise
-        run.runtime.say("\n" + interruption(run))
+        run.runtime.say(messages.interrupted(options, len(run.history)))
         return interrupt_code(stop)
     if first:
         curve.draw(run.history)
-        best = history.best_row(run.history)["epoch"]
-        folders = places(options)
-        run.runtime.say(
-            f"Lowest validation loss: epoch {best}. The curve is in {curve.path}. Next:\n"
-            f"    python test.py{folders}    # the epochs, and which to test\n"
-            f"    python test.py --epoch {best}{folders}"
-        )
+        run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
     return 0
-
-
-def interruption(run: Run) -> str:
-    """What to say when the run was interrupted."""
-    kept, folder = len(run.history), run.options.checkpoint_dir
-    if kept == 0:
-        return "interrupted before the first epoch ended; nothing is kept, start again with the same command"
-    return f"interrupted; {folder} keeps {kept} epochs. To go on: python train.py --resume{places(run.options)}"
-
-
-def places(options: argparse.Namespace) -> str:
-    """The options that name other folders than the usual ones, for a command to run next."""
-    folders = {"--checkpoint-dir": options.checkpoint_dir, "--data-dir": options.data_dir}
-    usual = (plot.CHECKPOINT_DIR, DATA_DIR)
-    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in folders.items() if path not in usual)
 
 
 def curve_path(options: argparse.Namespace) -> Path:
@@ -307,28 +284,7 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
     curve = plot.LossCurve(curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
     if not curve.path.exists():
         curve.draw(saved["history"])
-    print(f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do; more with --epochs")
-
-
-def print_header(run: Run) -> None:
-    options, parameters = run.options, count_parameters(run.network)
-    what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
-    shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
-    se = f", squeeze-and-excitation / {options.se_reduction}" if options.se_reduction else ""
-    megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
-    epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
-    course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size}"
-    smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
-    facts = {
-        "data": f"{what}: {len(run.training):,} training and {len(run.validation):,} validation images",
-        "network": f"ResidualCNN, blocks {shape}{se}; {parameters:,} parameters",
-        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}",
-        "machine": run.runtime.describe() + (", torch.compile" if run.compiled else ""),
-        "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
-    }
-    for name, fact in facts.items():
-        run.runtime.say(f"{name:<9}{fact}")
+    print(messages.nothing_left(options))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -352,7 +308,9 @@ def main(argv: list[str] | None = None) -> int:
                 if options.overwrite:
                     checkpoint.clear(options.checkpoint_dir)
                 checkpoint.clear_leftovers(options.checkpoint_dir)
-            print_header(run)
+            machine = runtime.describe() + (", torch.compile" if run.compiled else "")
+            sizes = len(run.training), len(run.validation), count_parameters(run.network)
+            runtime.say(messages.header(options, *sizes, machine))
             if saved:
                 runtime.say(f"resumed  after epoch {saved['epoch']}")
             elif options.resume:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import test
 import train
-from utils import checkpoint
+from utils import checkpoint, contents
 from utils.errors import UserError
 
 NEWEST = Path("checkpoints/epoch_03.pth")
@@ -80,8 +80,8 @@ def test_the_newest_good_epoch_is_named_and_resumed_from_once_the_bad_one_is_awa
 
 
 def test_a_newer_format(folder):
-    change(lambda saved: saved.update(format=checkpoint.FORMAT + 1))
-    refused(f"format {checkpoint.FORMAT + 1}, newer than this program")
+    change(lambda saved: saved.update(format=contents.FORMAT + 1))
+    refused(f"format {contents.FORMAT + 1}, newer than this program")
 
 
 @pytest.mark.parametrize("key", ["epoch", "model", "optimizer", "scheduler", "history", "config", "format"])

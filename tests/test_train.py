@@ -86,16 +86,6 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
         train.main(["--resume", "--epochs", "5"])
 
 
-def test_label_smoothing_is_for_training_alone():
-    losses = []
-    for smoothing in ("0", "0.9"):
-        train.main([*TINY, "--epochs", "1", "--lr", "1e-9", "--overwrite", "--label-smoothing", smoothing])
-        losses.append(checkpoint.load_newest(Path("checkpoints"))["history"][0])
-    plain, smooth = losses
-    assert smooth["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-5)
-    assert smooth["train_loss"] != pytest.approx(plain["train_loss"], abs=1e-3)
-
-
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
     assert train.main(["--checkpoint-dir", str(trained), "--resume"]) == 0

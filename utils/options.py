@@ -7,6 +7,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+CHECKPOINT_DIR, DATA_DIR = Path("checkpoints"), Path("data")  # where the programs look, unless told otherwise
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows every default that is a value, and leaves the examples at the end of the page as they are."""

@@ -11,9 +11,8 @@ from utils import checkpoint
 from utils.errors import UserError, run_program
 from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, picture, write_heading
 from utils.history import best_row
-from utils.options import Parser
+from utils.options import CHECKPOINT_DIR, Parser
 
-CHECKPOINT_DIR = Path("checkpoints")
 DESCRIPTION = "Draw loss_curve.png again, from a folder of checkpoints."
 EXAMPLES = (
     "python -m utils.plot                               the run in checkpoints/",

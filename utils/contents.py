@@ -1,0 +1,127 @@
+"""What an `epoch_NN.pth` holds, and whether it does.
+
+A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
+code from the file, reads it:
+
+    format      2
+    epoch       the epoch after which it was saved, from 1
+    model       the state dict of the plain network
+    optimizer   its state dict
+    scheduler   its state dict
+    history     a list of rows, see utils/history.py
+    config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images}
+
+A file of weights to take away, as in models/, has `format`, `model` and `config` alone, and its options may be those
+of an earlier version.
+"""
+
+import io
+import zipfile
+
+import torch
+from torch import Tensor
+
+from utils.history import COLUMNS
+
+FORMAT = 2
+WEIGHTS = {"format": int, "model": dict, "config": dict}
+KEYS = WEIGHTS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
+# What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
+OPTIONS = {
+    "epochs": int,
+    "batch_size": int,
+    "lr": float,
+    "momentum": float,
+    "weight_decay": float,
+    "nesterov": bool,
+    "schedule": ("step", "one-cycle"),
+    "step_size": int,
+    "gamma": float,
+    "label_smoothing": float,
+    "seed": int,
+    "data": ("cifar10", "synthetic"),
+    "subset": (int, None),
+    "max_parameters": int,
+    "compile": ("on", "off"),
+}
+NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
+PROGRESS = dict.fromkeys(("last_epoch", "_step_count", "_last_lr"))  # what changes in a scheduler as a run goes on
+
+
+def alike(found: object, expected: object) -> bool:
+    """Whether two nested values differ in nothing but their numbers."""
+    if isinstance(expected, dict):
+        same_keys = isinstance(found, dict) and found.keys() == expected.keys()
+        return same_keys and all(alike(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return isinstance(found, list) and len(found) == len(expected) and all(map(alike, found, expected))
+    return type(found) is type(expected)
+
+
+def check_archive(data: bytes) -> None:
+    """Compare the check sums in the file, which `torch.load` does not; refuse what would be larger unpacked."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is a compressed archive")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+
+
+def check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
+    """Refuse, with a `ValueError`, what has not these keys or not the values that belong to them."""
+    resumable = keys is KEYS
+    require(isinstance(checkpoint, dict), "it holds no dict")
+    if isinstance(checkpoint.get("format"), int) and checkpoint["format"] > FORMAT:
+        raise ValueError(f"it is of format {checkpoint['format']}, newer than this program, which reads {FORMAT}")
+    for key, kind in keys.items():
+        require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
+    require(checkpoint["format"] == FORMAT, f"it is of format {checkpoint['format']}")
+    _check_config(checkpoint["config"], OPTIONS if resumable else {"data": OPTIONS["data"]})
+    if resumable:
+        _check_history(checkpoint["history"], checkpoint["epoch"])
+    for name, tensor in checkpoint["model"].items():
+        check_tensor(f"model's {name!r}", tensor)
+
+
+def _check_history(history: list, epoch: int) -> None:
+    require(epoch >= 1 and len(history) == epoch, "its history has not a row for each epoch")
+    for number, row in enumerate(history, start=1):
+        good = isinstance(row, dict) and row.keys() == COLUMNS.keys() and row["epoch"] == number
+        good = good and all(type(row[key]) is kind and 0 <= row[key] < float("inf") for key, kind in COLUMNS.items())
+        require(good, f"row {number} of its history is not as expected")
+
+
+def _check_config(config: dict, options: dict) -> None:
+    kinds = {"options": dict, "network": dict, "mean": list, "std": list}
+    for key, kind in kinds.items():
+        require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
+    for part, expected, same in ("options", options, options is OPTIONS), ("network", NETWORK, True):
+        good = config[part].keys() == expected.keys() if same else config[part].keys() >= expected.keys()
+        good = good and all(_is_of(kind, config[part][name]) for name, kind in expected.items())
+        require(good, f"its config's {part!r} are not those of a run")
+    for key in ("mean", "std"):
+        good = len(config[key]) == 3 and all(type(value) is float and 0 <= value <= 1 for value in config[key])
+        require(good and (key == "mean" or min(config[key]) > 0), f"its config's {key!r} is not as expected")
+
+
+def _is_of(kind: object, value: object) -> bool:
+    """Whether an option's value is of its kind: a type, a list of a type, or one of several."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(type(item) is kind[0] for item in value)
+    if isinstance(kind, tuple):
+        return type(value) in kind or value in kind
+    return type(value) is kind
+
+
+def check_tensor(name: str, tensor: object) -> None:
+    require(isinstance(tensor, Tensor) and tensor.layout == torch.strided, f"{name} is no dense tensor")
+    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    require(dense, f"{name} is no dense tensor")
+    elements_in_file = tensor.untyped_storage().nbytes() // tensor.element_size()
+    require(tensor.numel() <= elements_in_file, f"{name} is larger than the file")
+    require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")
+
+
+def require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)
