@@ -21,7 +21,7 @@ from utils.errors import UserError, first_line
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 # Images of training after which torch.compile has won back its start, on two cores: 30 s at 0.14 ms an image
-# (32-64-128 x 1) or 0.29 ms (24-48-96 x 2).
+# (32-64-128 x 1), 0.17 ms (the default network) or 0.29 ms (24-48-96 x 2).
 COMPILE_PAYS_FROM = 200_000
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
