@@ -43,8 +43,8 @@ def build_parser() -> Parser:
     add("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
     add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate, over the epochs")
-    add("--step-size", type=integer(1), default=30, help="step: epochs between drops of the learning rate")
-    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="step: factor of each drop")
+    add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
+    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
     add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
 
@@ -131,6 +131,7 @@ class Run:
             training, validation = training[: self.options.subset], validation[: self.options.subset]
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
+        self.steps_per_epoch = math.ceil(len(training) / self.options.batch_size)
 
     def _use(self, network: ResidualCNN) -> None:
         options, runtime = self.options, self.runtime
@@ -148,15 +149,15 @@ class Run:
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
-        steps_per_epoch = math.ceil(len(self.training) / options.batch_size)
-        self.scheduler = build_scheduler(self.optimizer, options, steps_per_epoch)
+        self.scheduler = build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:
         mean, std = saved["config"]["mean"], saved["config"]["std"]
         if not np.allclose((self.mean, self.std), (mean, std), atol=1e-6):
             raise UserError(f"{path} was trained on other images; name their folder with --data-dir")
         self.mean, self.std = mean, std
-        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler)
+        steps = saved["epoch"] * self.steps_per_epoch
+        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, steps)
         self.history = saved["history"]
 
     def train_epoch(self) -> dict:
@@ -294,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.sync_bn and runtime.device.type != "cuda":
             raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
         options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
+        if options.nesterov and options.momentum == 0:
+            raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
         network = build_network(options)
         keep_freed_memory()
         with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():

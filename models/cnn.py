@@ -13,6 +13,7 @@ from torch.nn import functional as F
 WIDTHS = (16, 48, 96)
 BLOCKS = (2, 2, 2)
 SE_REDUCTION = 8
+MIN_HIDDEN = 4  # channels within squeeze-and-excitation, where a division by SE_REDUCTION would leave fewer
 DROPOUT = 0.0
 
 
@@ -29,14 +30,14 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
-        hidden = max(channels // reduction, 4)
-        self.squeeze = nn.Linear(channels, hidden)
-        self.excite = nn.Linear(hidden, channels)
-        nn.init.zeros_(self.excite.weight)
-        nn.init.zeros_(self.excite.bias)
+        hidden = max(channels // reduction, MIN_HIDDEN)
+        self.reduce = nn.Linear(channels, hidden)
+        self.expand = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))  # (N, C)
+        weights = 2 * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean(dim=(2, 3))))))  # (N, C)
         return x * weights[:, :, None, None]
 
 
@@ -74,7 +75,7 @@ class ResidualCNN(nn.Module):
     Args:
         widths: channels of each stage; every stage but the first halves the resolution.
         blocks: residual blocks of each stage, as many numbers as there are widths.
-        se_reduction: how many times fewer channels squeeze-and-excitation has within; 0: the blocks go without it.
+        se_reduction: squeeze-and-excitation narrows a block's channels by this factor; 0: the blocks go without it.
         dropout: probability with which the blocks of the last stage drop an activation while training.
         classes: number of classes.
 

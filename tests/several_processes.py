@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import train
+from models.cnn import SqueezeExcitation
 from utils.runtime import start
 
 OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --compile off".split()
@@ -18,6 +19,8 @@ def main(path):
         for module in run.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)  # with gamma at zero, the gradients before it would be zero
+            if isinstance(module, SqueezeExcitation):
+                nn.init.ones_(module.expand.weight)  # likewise
         validation = run.validate()
         run.network.eval().train = lambda mode=True: run.network  # batch statistics differ from process to process
         run.train_epoch()  # one batch: its gradients stay

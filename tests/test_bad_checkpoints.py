@@ -84,6 +84,11 @@ def test_a_newer_format(folder):
     refused(f"format {contents.FORMAT + 1}, newer than this program")
 
 
+def test_an_older_format(folder):
+    change(lambda saved: saved.update(format=contents.FORMAT - 1))
+    refused(f"format {contents.FORMAT - 1}, of an older program")
+
+
 @pytest.mark.parametrize("key", ["epoch", "model", "optimizer", "scheduler", "history", "config", "format"])
 def test_keys_missing_or_of_the_wrong_type(folder, key):
     change(lambda saved: saved.pop(key))
@@ -163,6 +168,14 @@ def option_that_is_none(saved):
     saved["config"]["network"]["widths"] = [4, "--help"]
 
 
+def later_in_the_schedule(saved):
+    saved["scheduler"]["last_epoch"] += 1
+
+
+def another_rate(saved):
+    saved["optimizer"]["param_groups"][0]["lr"] *= 2
+
+
 def zero_step(saved):
     saved["scheduler"]["step_size"] = 0
 
@@ -186,6 +199,8 @@ def dangerous_option(saved):
         dangerous_option,
         option_that_is_none,
         zero_step,
+        later_in_the_schedule,
+        another_rate,
         overlapping_momentum,
     ],
 )

@@ -33,9 +33,11 @@ def test_a_fresh_block_is_its_skip():
 
 
 def test_squeeze_and_excitation_weighs_whole_channels_at_first_all_alike():
+    torch.manual_seed(0)
     weigh, x = SqueezeExcitation(4, reduction=2), torch.rand(2, 4, 8, 8)
     assert torch.equal(weigh(x), x)
-    nn.init.normal_(weigh.excite.weight)
+    nn.init.ones_(weigh.reduce.weight)
+    nn.init.normal_(weigh.expand.weight)
     weights = weigh(x) / x
     torch.testing.assert_close(weights, weights[:, :, :1, :1].expand_as(weights))
     assert 0 < weights.min() < weights.max() < 2

@@ -153,7 +153,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         *(f"--lr {value}" for value in ("0", "-1", "nan", "inf", "1e999", "x")),
         *(
             f"--{name} {value}"
-            for name in ("momentum", "weight-decay", "gamma", "dropout")
+            for name in ("momentum", "weight-decay", "gamma", "dropout", "label-smoothing")
             for value in ("-1", "nan", "x")
         ),
         *(
@@ -170,6 +170,10 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         "--device cuda:99",
         "--data mnist",
         "--compile maybe",
+        "--schedule cosine",
+        "--label-smoothing 1",
+        "--se-reduction -1",
+        "--nesterov --momentum 0",
         "--sync-bn",
         "--no-such-option",
     ],

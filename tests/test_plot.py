@@ -67,6 +67,7 @@ RUNS = {
     "drops close together": history(
         falling(90), lr=lambda epoch: 0.1 * 0.37 ** sum(epoch >= e for e in (2, 3, 89, 90))
     ),
+    "one cycle": history(falling(10), lr=lambda epoch: 0.1 * math.sin(epoch / 4)),
     "an explosion in the middle": history([*falling(40), 1e8, *falling(40)]),
     "an explosion at the end": history([2.0, 1.5, 1e8]),
     "nothing but explosions": history([1e8, 1e7, 1e8]),
@@ -105,6 +106,7 @@ def test_drops_of_the_learning_rate_are_lines_with_their_value(drawn):
 def test_a_rate_that_changes_every_epoch_is_told_in_words(drawn):
     drawing = drawn(history(falling(20), lr=lambda epoch: 0.1 / epoch))
     assert "lr 0.1 → 0.005" in [text.get_text() for text in texts(drawing)]
+    assert "lr 0.0247 → 0.0997 → 0.0598" in [text.get_text() for text in texts(drawn(RUNS["one cycle"]))]
     assert len(drawing.axes[0].lines) == 3  # training, validation and the ring
 
 

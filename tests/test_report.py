@@ -85,7 +85,7 @@ def test_a_class_without_images_is_no_number(capsys):
     labels = torch.tensor([0, 1, 1])
     write(torch.tensor([0, 1, 9]), labels)
     assert sorted(os.listdir("report")) == FILES
-    test.print_verdict(1, "cifar10", certain(labels), labels)
+    test.print_verdict("epoch 1", "cifar10", certain(labels), labels)
     out = capsys.readouterr().out
     assert out.count("no images") == 8 and "nan" not in out
 

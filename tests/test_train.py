@@ -86,6 +86,13 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
         train.main(["--resume", "--epochs", "5"])
 
 
+@pytest.mark.parametrize("option", ["--nesterov", "--label-smoothing 0.5", "--schedule one-cycle"])
+def test_each_option_of_the_recipe_changes_the_run(option, trained):
+    plain = [row["train_loss"] for row in checkpoint.load_newest(trained)["history"][:2]]
+    train.main([*TINY, "--epochs", "2", *option.split()])
+    assert [row["train_loss"] for row in checkpoint.load_newest(Path("checkpoints"))["history"]] != plain
+
+
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
     assert train.main(["--checkpoint-dir", str(trained), "--resume"]) == 0
@@ -147,7 +154,7 @@ def test_overwrite_removes_the_run_and_nothing_else(trained):
 
 
 def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
-    resnet_32 = "--widths 16 32 64 --blocks 5 5 5".split()
+    resnet_32 = "--widths 16 32 64 --blocks 5 5 5 --se-reduction 0".split()
     with pytest.raises(UserError, match=r"46\d,\d{3} trainable parameters, more than 399,999"):
         train.main([*TINY, *resnet_32])
     assert train.build_network(train.build_parser().parse([*resnet_32, "--max-parameters", "500000"])[0])

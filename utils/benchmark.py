@@ -1,7 +1,7 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
 python -m utils.benchmark                                        the default network, about two minutes
-python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network (--se-reduction 0: without it)
+python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.contents import KEYS, PROGRESS, WEIGHTS, alike, check_archive, check_contents, check_tensor, require
+from utils.contents import KEYS, WEIGHTS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
 from utils.history import COLUMNS
 
@@ -106,7 +106,7 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; earlier epochs are untouched, mend that and go on with --resume"
+            f"cannot write {path}: {error.strerror}; other files are untouched, mend that and go on with --resume"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -169,7 +169,9 @@ def load_newest(folder: Path) -> dict | None:
     except ValueError as error:
         good = next((path_of(folder, epoch) for epoch in reversed(epochs[:-1]) if _usable(folder, epoch)), None)
         advice = (
-            f"move it away to go on from {good}" if good else "no other epoch is usable, start anew with --overwrite"
+            f"move it away to go on from {good}"
+            if good
+            else "no other epoch is usable, start anew in another --checkpoint-dir"
         )
         raise UserError(f"{newest} is no usable checkpoint: {error}; {advice}") from error
 
@@ -216,7 +218,8 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
         require(found == expected, "its weights are those of another network than it describes")
         network.load_state_dict(weights, assign=True)
     except Exception as error:  # the arguments are from a file, too
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {ADVICE}") from error
+        advice = ADVICE if "epoch" in checkpoint else "get it again from the repository"
+        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {advice}") from error
     return network
 
 
@@ -226,19 +229,21 @@ def trainable_parameters(checkpoint: dict) -> int:
     return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(statistics))
 
 
-def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Put optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
+def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
+    """Put fresh optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
+
+    The scheduler is led there, through as many `steps`, and compared: there is no state it could be talked into.
 
     Raises:
         UserError: if that is not a state of theirs.
     """
     try:
-        schedule, fresh = checkpoint["scheduler"], scheduler.state_dict()
-        require(alike(schedule, fresh) and schedule | PROGRESS == fresh | PROGRESS, "its scheduler is another one")
-        (group,), (fresh_group,) = checkpoint["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
-        same = alike(group, fresh_group) and group | {"lr": 0} == fresh_group | {"lr": 0}
-        require(same, "its optimizer is another one")
-        scheduler.load_state_dict(schedule)
+        with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
+            for _ in range(steps):
+                scheduler.step()
+        require(checkpoint["scheduler"] == scheduler.state_dict(), "its scheduler is another one")
+        groups = optimizer.state_dict()["param_groups"]
+        require(checkpoint["optimizer"]["param_groups"] == groups, "its optimizer is another one")
         optimizer.load_state_dict(checkpoint["optimizer"])
         for parameter, state in optimizer.state.items():
             for name, tensor in state.items():

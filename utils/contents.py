@@ -45,17 +45,6 @@ OPTIONS = {
     "compile": ("on", "off"),
 }
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
-PROGRESS = dict.fromkeys(("last_epoch", "_step_count", "_last_lr"))  # what changes in a scheduler as a run goes on
-
-
-def alike(found: object, expected: object) -> bool:
-    """Whether two nested values differ in nothing but their numbers."""
-    if isinstance(expected, dict):
-        same_keys = isinstance(found, dict) and found.keys() == expected.keys()
-        return same_keys and all(alike(found[key], expected[key]) for key in expected)
-    if isinstance(expected, list):
-        return isinstance(found, list) and len(found) == len(expected) and all(map(alike, found, expected))
-    return type(found) is type(expected)
 
 
 def check_archive(data: bytes) -> None:
@@ -69,13 +58,17 @@ def check_archive(data: bytes) -> None:
 
 def check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
     """Refuse, with a `ValueError`, what has not these keys or not the values that belong to them."""
-    resumable = keys is KEYS
+    resumable = "epoch" in keys
     require(isinstance(checkpoint, dict), "it holds no dict")
-    if isinstance(checkpoint.get("format"), int) and checkpoint["format"] > FORMAT:
-        raise ValueError(f"it is of format {checkpoint['format']}, newer than this program, which reads {FORMAT}")
+    format_ = checkpoint.get("format")
+    if type(format_) is int:  # before the rest, which may not be there in another format
+        require(format_ <= FORMAT, f"it is of format {format_}, newer than this program, which reads {FORMAT}")
+        require(
+            format_ == FORMAT or not resumable,
+            f"it is of format {format_}, of an older program; this one reads {FORMAT}",
+        )
     for key, kind in keys.items():
         require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
-    require(checkpoint["format"] == FORMAT, f"it is of format {checkpoint['format']}")
     _check_config(checkpoint["config"], OPTIONS if resumable else {"data": OPTIONS["data"]})
     if resumable:
         _check_history(checkpoint["history"], checkpoint["epoch"])

@@ -27,7 +27,7 @@ def train_one_epoch(
 
     `forward` computes the logits of `network`; the two differ where it is compiled or one of several replicas.
     `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device: loss and accuracy
-    are summed there and read once, at the end.
+    are summed there and read once, at the end; the loss without label smoothing, as in `loss_and_accuracy`.
     """
     network.train()
     totals = torch.zeros(2, device=runtime.device)
@@ -38,6 +38,8 @@ def train_one_epoch(
         (loss * runtime.count / size).backward()  # several processes average their gradients
         optimizer.step()
         scheduler.step()
+        if label_smoothing:
+            loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
         on_step()
     loss_sum, correct = runtime.sum(*totals.tolist())

@@ -14,7 +14,7 @@ COLUMNS = {
     "seconds": float,
     "images_per_second": float,
 }
-HEADER = "epoch      lr  train loss     acc  val loss     acc    time   img/s"
+HEADER = "epoch       lr  train loss     acc  val loss     acc    time   img/s"
 
 
 def best_row(history: list[dict]) -> dict:
@@ -26,7 +26,7 @@ def line(row: dict, best: bool) -> str:
     """A row below `HEADER`; the epoch of lowest validation loss has a star."""
     losses = {key: f"{row[key]:.4f}" if row[key] < 1000 else f"{row[key]:.1e}" for key in ("train_loss", "val_loss")}
     return (
-        f"{row['epoch']:4d}{'*' if best else ' '}{row['lr']:8.4g}"
+        f"{row['epoch']:4d}{'*' if best else ' '}{row['lr']:9.3g}"
         f"{losses['train_loss']:>12}{row['train_accuracy']:8.2%}"
         f"{losses['val_loss']:>10}{row['val_accuracy']:8.2%}"
         f"{duration(row['seconds']):>8}{row['images_per_second']:8.0f}"

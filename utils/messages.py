@@ -1,4 +1,4 @@
-"""What train.py says, but for the table of epochs and for errors."""
+"""What train.py says before and after the table of epochs."""
 
 import argparse
 import shlex
@@ -53,6 +53,9 @@ def nothing_left(options: argparse.Namespace) -> str:
 
 def _folders(options: argparse.Namespace) -> str:
     """The options that name other folders than the usual ones, for a command to run next."""
-    folders = {"--checkpoint-dir": options.checkpoint_dir, "--data-dir": options.data_dir}
-    usual = (CHECKPOINT_DIR, DATA_DIR)
-    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in folders.items() if path not in usual)
+    folders = {
+        "--checkpoint-dir": (options.checkpoint_dir, CHECKPOINT_DIR),
+        "--data-dir": (options.data_dir, DATA_DIR),
+    }
+    others = {option: path for option, (path, usual) in folders.items() if path != usual}
+    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in others.items())

@@ -107,13 +107,17 @@ def _draw_lines(axes, history: list[dict], quantity: str, printed, low: float, h
 
 
 def _draw_learning_rates(axes, history: list[dict]) -> None:
-    """A dotted line at each change of the learning rate, and above it the rate from there on, if there is room."""
+    """A dotted line at each change of the learning rate, and above it the rate from there on.
+
+    Where there is no room for that, the first, the highest and the last rate in words alone.
+    """
     changes = [(row["epoch"] - 0.5, row["lr"]) for before, row in pairwise(history) if row["lr"] != before["lr"]]
     left, first, last = axes.get_xlim()[0], number(history[0]["lr"]), number(history[-1]["lr"])
     labels = [(left, f"lr {first}"), *((epoch, f"→ {number(lr)}") for epoch, lr in changes)]
     if any(after - before < 0.2 * len(history) for (before, _), (after, _) in pairwise(labels)):
-        rates = first, number(max(row["lr"] for row in history)), last
-        labels, changes = [(left, "lr " + " → ".join(dict.fromkeys(rates)))], []
+        highest = number(max(row["lr"] for row in history))
+        rates = (first, last) if highest in (first, last) else (first, highest, last)
+        labels, changes = [(left, "lr " + " → ".join(rates))], []
     for epoch, text in labels:
         axes.text(epoch, 1.02, text, transform=axes.get_xaxis_transform(), color=QUIET, size=8)
     for epoch, _ in changes:

@@ -35,7 +35,7 @@ def write_report(
 
     Args:
         folder: made if there is none; its other files stay.
-        what: the epoch and the images it was tested on, for the pictures' headings.
+        what: the epoch or the file that was tested, and on which images, for the pictures' headings.
         classes: their names.
         images: uint8 (N, 3, H, W).
         logits: float (N, classes).
