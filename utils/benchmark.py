@@ -8,7 +8,6 @@ torchrun --nproc-per-node 2 -m utils.benchmark                   what several pr
 import argparse
 import contextlib
 import functools
-import os
 import statistics
 import subprocess
 import sys
@@ -20,14 +19,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 import dataset
 from dataset import Batches, Split
@@ -35,79 +30,11 @@ from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, engine, plot
 from utils.errors import UserError, run_program
 from utils.options import Parser, integer
-from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, start
+from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
+from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, seconds_of, start
 
 TRAINING, VALIDATION, VALIDATION_BATCH = 45_000, 5_000, 500  # images, as in train.py
-RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-MATRIX = 2048  # rows and columns of the product that is the machine's ceiling
-WORKERS = min(16, os.cpu_count() or 1)  # of the plain loop's second row
 SUBJECT = None  # in each of the measuring processes: the loop that it measures
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-class PILImages(Dataset):
-    """Random images as torchvision.datasets.CIFAR10 hands them out, with the usual transforms."""
-
-    def __init__(self, count: int):
-        self.images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8).numpy()
-        normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
-        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), normalise])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), index % 10
-
-
-class PlainLoop:
-    """The loop of the tutorials: DataLoader, PIL, NCHW, `loss.item()` at each step. And the machine's ceiling."""
-
-    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
-        self.device, self.batch_size = device, batch_size
-        self.network = ResidualCNN(**shape).to(device).train()
-        self.optimizer = SGD(self.network.parameters(), **RECIPE)
-        self.images = PILImages(steps * batch_size)
-        self.loaders = {
-            workers: DataLoader(
-                self.images, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
-                pin_memory=device.type == "cuda",
-            )
-            for workers in (0, WORKERS)
-        }  # fmt: skip
-        self.factors = torch.rand(2, MATRIX, MATRIX, device=device)
-
-    def train(self, workers: int) -> float:
-        """Images a second."""
-        self._step(torch.rand(self.batch_size, 3, 32, 32), torch.zeros(self.batch_size, dtype=torch.int64))  # warms up
-
-        def epoch():
-            loss_sum = 0.0
-            for images, labels in self.loaders[workers]:
-                loss_sum += self._step(images, labels)
-
-        return len(self.images) / seconds_of(epoch, self.device)
-
-    def _step(self, images: Tensor, labels: Tensor) -> float:
-        images, labels = images.to(self.device), labels.to(self.device)
-        self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.network(images), labels)
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-    def ceiling(self) -> float:
-        """FLOP/s of a float32 matrix product, the median of seven."""
-        seconds = [seconds_of(lambda: torch.mm(*self.factors), self.device) for _ in range(7)]
-        return 2 * MATRIX**3 / statistics.median(seconds)
 
 
 class ThisProject:

@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -207,6 +208,15 @@ def compiled(forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[
     """
     fast = torch.compile(forward, dynamic=False)
     return lambda images: (fast if len(images) == batch_size else forward)(images)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long `work` takes, until the device has done its part of it."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def derived_seed(*numbers: int) -> int:
