@@ -10,6 +10,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 import dataset
+from utils import cifar10
 from utils.errors import UserError
 
 FILES = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]
@@ -56,7 +57,7 @@ def server(monkeypatch):
         thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
         thread.start()
         address = f"http://127.0.0.1:{http_server.server_port}/cifar-10-python.tar.gz"
-        monkeypatch.setattr(dataset, "MIRRORS", (address,))
+        monkeypatch.setattr(cifar10, "MIRRORS", (address,))
         yield answers
         http_server.shutdown()
         thread.join()
@@ -88,7 +89,7 @@ def test_a_damaged_file_is_unpacked_again_where_the_archive_is_at_hand(small_cif
 @pytest.mark.parametrize("damage", [remove, cut_short, change_a_byte])
 @pytest.mark.parametrize("name", FILES)
 def test_without_the_archive_a_damaged_file_is_a_line(small_cifar10, monkeypatch, name, damage):
-    monkeypatch.setattr(dataset, "MIRRORS", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
+    monkeypatch.setattr(cifar10, "MIRRORS", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
     damage(small_cifar10 / name)
     with pytest.raises(UserError, match="not intact.* in data") as caught:
         dataset.load_training("cifar10", "data")
@@ -122,14 +123,14 @@ def test_a_download_that_breaks_off_is_a_line_and_the_next_try_starts_clean(arch
 
 def test_an_error_page_leads_to_the_next_server(archive, server, monkeypatch):
     shutil.rmtree("data")
-    monkeypatch.setattr(dataset, "MIRRORS", ("http://127.0.0.1:9/refused", *dataset.MIRRORS, *dataset.MIRRORS))
+    monkeypatch.setattr(cifar10, "MIRRORS", ("http://127.0.0.1:9/refused", *cifar10.MIRRORS, *cifar10.MIRRORS))
     server += [lambda handler: handler.send_error(503), sends(archive.read_bytes())]
     assert works()
 
 
 def test_a_server_that_never_answers_is_given_up(archive, server, monkeypatch):
     shutil.rmtree("data")
-    monkeypatch.setattr(dataset, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(cifar10, "DOWNLOAD_TIMEOUT", 0.2)
     released = threading.Event()
     server.append(lambda handler: released.wait(20))
     with pytest.raises(UserError, match="cannot be downloaded.*timed out"):

@@ -3,6 +3,7 @@ import torch
 
 import dataset
 from dataset import Batches, Split, crop_and_flip
+from utils import cifar10
 from utils.errors import UserError
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
@@ -95,7 +96,7 @@ def test_channel_statistics_are_mean_and_deviation_of_all_pixels():
 
 
 def test_without_a_network_the_line_names_file_sum_folder_and_way_out(monkeypatch):
-    monkeypatch.setattr(dataset, "MIRRORS", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
+    monkeypatch.setattr(cifar10, "MIRRORS", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
     with pytest.raises(UserError) as caught:
         dataset.load_training("cifar10", "data")
     line = str(caught.value)

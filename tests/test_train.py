@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 
 import test
 import train
@@ -162,7 +163,7 @@ def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
 
 def test_training_reads_no_test_image(small_cifar10, monkeypatch):
     (small_cifar10 / "test_batch").write_bytes(b"not a pickle")
-    monkeypatch.setattr(train.dataset.CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
     options = "--widths 4 --blocks 1 --epochs 1 --device cpu".split()
     assert train.main(options) == 0
     with pytest.raises(Exception, match="invalid load key"):
