@@ -21,6 +21,7 @@ def main(path):
                 nn.init.ones_(module.weight)  # with gamma at zero, the gradients before it would be zero
             if isinstance(module, SqueezeExcitation):
                 nn.init.ones_(module.expand.weight)  # likewise
+                nn.init.ones_(module.reduce.bias)  # no hidden channel is dead
         validation = run.validate()
         run.network.eval().train = lambda mode=True: run.network  # batch statistics differ from process to process
         run.train_epoch()  # one batch: its gradients stay

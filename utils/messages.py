@@ -11,7 +11,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     """The facts of a run, a line each; `training`, `validation`: how many images."""
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
-    se = f", squeeze-and-excitation / {options.se_reduction}" if options.se_reduction else ""
+    se = f", SE / {options.se_reduction}" if options.se_reduction else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
     sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
