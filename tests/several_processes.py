@@ -28,6 +28,7 @@ def main(path):
         if runtime.is_first:
             gradients = {name: parameter.grad for name, parameter in run.network.named_parameters()}
             torch.save({"gradients": gradients, "validation": validation}, path)
+        del run.network.train, run  # a cycle would keep the replica, and with it the group, to the very end
 
 
 if __name__ == "__main__":
