@@ -23,12 +23,13 @@ def main(path):
                 nn.init.ones_(module.expand.weight)  # likewise
                 nn.init.ones_(module.reduce.bias)  # no hidden channel is dead
         validation = run.validate()
-        run.network.eval().train = lambda mode=True: run.network  # batch statistics differ from process to process
+        network = run.network.eval()
+        network.train = lambda mode=True: network  # batch statistics differ from process to process
         run.train_epoch()  # one batch: its gradients stay
         if runtime.is_first:
-            gradients = {name: parameter.grad for name, parameter in run.network.named_parameters()}
+            gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
             torch.save({"gradients": gradients, "validation": validation}, path)
-        del run.network.train, run  # a cycle would keep the replica, and with it the group, to the very end
+        del run, network.train  # a cycle would keep the replica, and with it the group, to the very end
 
 
 if __name__ == "__main__":
