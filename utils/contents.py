@@ -69,7 +69,7 @@ def check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
         )
     for key, kind in keys.items():
         require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
-    _check_config(checkpoint["config"], OPTIONS if resumable else {"data": OPTIONS["data"]})
+    _check_config(checkpoint["config"], resumable)
     if resumable:
         _check_history(checkpoint["history"], checkpoint["epoch"])
     for name, tensor in checkpoint["model"].items():
@@ -84,13 +84,15 @@ def _check_history(history: list, epoch: int) -> None:
         require(good, f"row {number} of its history is not as expected")
 
 
-def _check_config(config: dict, options: dict) -> None:
+def _check_config(config: dict, resumable: bool) -> None:
     kinds = {"options": dict, "network": dict, "mean": list, "std": list}
     for key, kind in kinds.items():
         require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
-    for part, expected, same in ("options", options, options is OPTIONS), ("network", NETWORK, True):
-        good = config[part].keys() == expected.keys() if same else config[part].keys() >= expected.keys()
-        good = good and all(_is_of(kind, config[part][name]) for name, kind in expected.items())
+    options, expected = config["options"], OPTIONS
+    if not resumable:  # weights can be tested whatever else the options were
+        options, expected = {"data": options.get("data")}, {"data": OPTIONS["data"]}
+    for part, values, kinds in ("options", options, expected), ("network", config["network"], NETWORK):
+        good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
         require(good, f"its config's {part!r} are not those of a run")
     for key in ("mean", "std"):
         good = len(config[key]) == 3 and all(type(value) is float and 0 <= value <= 1 for value in config[key])
