@@ -100,8 +100,19 @@ def test_keys_missing_or_of_the_wrong_type(folder, key):
 def test_another_networks_weights(folder):
     change(lambda saved: saved["config"]["network"].update(widths=[4, 16]))
     refused("another network")
-    change(lambda saved: saved["config"]["network"].update(blocks=[10**9, 1]))
-    refused()
+    for blocks in ([10**9, 1], [10**9, 2 - 10**9], []):
+        change(lambda saved, blocks=blocks: saved["config"]["network"].update(blocks=blocks))
+        refused()
+
+
+class Runs:
+    """Unpickles by calling what it is told to."""
+
+    def __init__(self, call, *arguments):
+        self.how = call, arguments
+
+    def __reduce__(self):
+        return self.how
 
 
 def nan(saved):
@@ -116,6 +127,18 @@ def expanded(saved):
     saved["model"]["stem.0.weight"] = torch.zeros(1).expand(4, 3, 3, 3)
 
 
+def larger_than_the_file(saved):
+    saved["model"]["stem.0.weight"] = Runs(torch.Tensor, 10**9)
+
+
+def name_that_is_a_number(saved):
+    saved["model"][1] = saved["model"].pop("stem.0.weight")
+
+
+def endless_epoch(saved):
+    saved["history"][-1]["seconds"] = 1.7e308
+
+
 def no_tensor(saved):
     saved["model"]["stem.0.weight"] = [1.0]
 
@@ -128,7 +151,20 @@ def wrong_statistics(saved):
     saved["config"]["std"] = [0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("edit", [nan, wrong_type, expanded, no_tensor, short_history, wrong_statistics])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        nan,
+        wrong_type,
+        expanded,
+        larger_than_the_file,
+        name_that_is_a_number,
+        endless_epoch,
+        no_tensor,
+        short_history,
+        wrong_statistics,
+    ],
+)
 def test_weights_and_history_that_cannot_be_used(folder, edit):
     change(edit)
     refused()
@@ -184,6 +220,10 @@ def overlapping_momentum(saved):
     saved["optimizer"]["state"][1]["momentum_buffer"] = torch.zeros(1).expand(4)
 
 
+def lost_momentum(saved):
+    saved["optimizer"]["state"].clear()
+
+
 def dangerous_option(saved):
     saved["config"]["options"]["checkpoint_dir"] = "/"
 
@@ -202,22 +242,13 @@ def dangerous_option(saved):
         later_in_the_schedule,
         another_rate,
         overlapping_momentum,
+        lost_momentum,
     ],
 )
 def test_what_only_resuming_needs_is_checked_on_resume(folder, edit):
     change(edit)
     with pytest.raises(UserError, match=f"{NEWEST} is no usable checkpoint"):
         train.main(["--resume", "--epochs", "4"])
-
-
-class Runs:
-    """Unpickles by calling what it is told to."""
-
-    def __init__(self, call, *arguments):
-        self.how = call, arguments
-
-    def __reduce__(self):
-        return self.how
 
 
 ATTACKS = {

@@ -190,7 +190,7 @@ def _read(path: Path, keys: dict[str, type] = KEYS) -> dict:
         check_archive(data)
         with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
             checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        check_contents(checkpoint, keys)
+        check_contents(checkpoint, keys, len(data))
         if "epoch" in keys:
             require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
     except OSError as error:
@@ -245,9 +245,11 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
         groups = optimizer.state_dict()["param_groups"]
         require(checkpoint["optimizer"]["param_groups"] == groups, "its optimizer is another one")
         optimizer.load_state_dict(checkpoint["optimizer"])
-        for parameter, state in optimizer.state.items():
+        for parameter in optimizer.param_groups[0]["params"]:
+            state = optimizer.state.get(parameter, {})
+            require("momentum_buffer" in state or groups[0]["momentum"] == 0, "its optimizer has lost its momentum")
             for name, tensor in state.items():
-                check_tensor(f"optimizer's {name!r}", tensor)
                 require(tensor.shape == parameter.shape, f"optimizer's {name!r} is of another shape")
+                check_tensor(f"optimizer's {name!r}", tensor)
     except Exception as error:
         raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {ADVICE}") from error

@@ -44,6 +44,7 @@ OPTIONS = {
     "max_parameters": int,
     "compile": ("on", "off"),
 }
+LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
 
 
@@ -56,8 +57,11 @@ def check_archive(data: bytes) -> None:
             raise ValueError(f"{damaged} in it is damaged")
 
 
-def check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
-    """Refuse, with a `ValueError`, what has not these keys or not the values that belong to them."""
+def check_contents(checkpoint: dict, keys: dict[str, type], file_size: int) -> None:
+    """Refuse, with a `ValueError`, what has not these keys or not the values that belong to them.
+
+    `file_size`, in bytes: no tensor from a file is larger than the file.
+    """
     resumable = "epoch" in keys
     require(isinstance(checkpoint, dict), "it holds no dict")
     format_ = checkpoint.get("format")
@@ -73,6 +77,8 @@ def check_contents(checkpoint: dict, keys: dict[str, type]) -> None:
     if resumable:
         _check_history(checkpoint["history"], checkpoint["epoch"])
     for name, tensor in checkpoint["model"].items():
+        require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is no state dict")
+        require(tensor.untyped_storage().nbytes() <= file_size, f"model's {name!r} is larger than the file")
         check_tensor(f"model's {name!r}", tensor)
 
 
@@ -80,7 +86,7 @@ def _check_history(history: list, epoch: int) -> None:
     require(epoch >= 1 and len(history) == epoch, "its history has not a row for each epoch")
     for number, row in enumerate(history, start=1):
         good = isinstance(row, dict) and row.keys() == COLUMNS.keys() and row["epoch"] == number
-        good = good and all(type(row[key]) is kind and 0 <= row[key] < float("inf") for key, kind in COLUMNS.items())
+        good = good and all(type(row[key]) is kind and 0 <= row[key] < LARGEST for key, kind in COLUMNS.items())
         require(good, f"row {number} of its history is not as expected")
 
 
@@ -94,6 +100,8 @@ def _check_config(config: dict, resumable: bool) -> None:
     for part, values, kinds in ("options", options, expected), ("network", config["network"], NETWORK):
         good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
         require(good, f"its config's {part!r} are not those of a run")
+    shape = config["network"]["widths"] + config["network"]["blocks"]
+    require(min(shape, default=0) >= 1, "its network has no layers")
     for key in ("mean", "std"):
         good = len(config[key]) == 3 and all(type(value) is float and 0 <= value <= 1 for value in config[key])
         require(good and (key == "mean" or min(config[key]) > 0), f"its config's {key!r} is not as expected")
@@ -112,8 +120,6 @@ def check_tensor(name: str, tensor: object) -> None:
     require(isinstance(tensor, Tensor) and tensor.layout == torch.strided, f"{name} is no dense tensor")
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
     require(dense, f"{name} is no dense tensor")
-    elements_in_file = tensor.untyped_storage().nbytes() // tensor.element_size()
-    require(tensor.numel() <= elements_in_file, f"{name} is larger than the file")
     require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")
 
 
