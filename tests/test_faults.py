@@ -63,9 +63,19 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, c
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, "")
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
-    line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume"
+    line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume --device cpu"
     assert out.splitlines()[-1] == line
     assert len(epochs) >= 3 and os.path.exists("loss_curve.png")
+
+
+def test_how_to_go_on_names_the_epochs_that_were_added(trained):
+    shutil.copytree(trained, "checkpoints")
+    process = start("train.py", "--resume", "--epochs", "10000", "--plot", "my curve.png")
+    while not process.stdout.readline().startswith("resumed"):
+        pass
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert out.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --plot 'my curve.png'")
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from utils.options import CHECKPOINT_DIR, DATA_DIR
 
+USUAL = {"checkpoint_dir": CHECKPOINT_DIR, "data_dir": DATA_DIR, "plot": None, "device": "auto"}
+
 
 def header(options: argparse.Namespace, training: int, validation: int, parameters: int, machine: str) -> str:
     """The facts of a run, a line each; `training`, `validation`: how many images."""
@@ -31,17 +33,20 @@ def interrupted(options: argparse.Namespace, kept: int) -> str:
     """After Ctrl-C, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    go_on = f"python train.py --resume{_folders(options)}"
+    # Epochs that a resumed run was given in addition are in no checkpoint before the first of them has ended.
+    epochs = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
+    same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device") + " --sync-bn" * options.sync_bn
+    go_on = f"python train.py --resume{epochs}{same}"
     return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epochs. To go on: {go_on}"
 
 
 def finished(options: argparse.Namespace, best_epoch: int, curve: Path) -> str:
     """After the last epoch: what to look at, and what to do next."""
-    folders = _folders(options)
+    same = _as_given(options, "checkpoint_dir", "data_dir")
     return (
         f"Lowest validation loss: epoch {best_epoch}. The curve is in {curve}. Next:\n"
-        f"    python test.py{folders}    # the epochs, and which to test\n"
-        f"    python test.py --epoch {best_epoch}{folders}"
+        f"    python test.py{same}    # the epochs, and which to test\n"
+        f"    python test.py --epoch {best_epoch}{same}"
     )
 
 
@@ -51,11 +56,8 @@ def nothing_left(options: argparse.Namespace) -> str:
     return f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do{more}"
 
 
-def _folders(options: argparse.Namespace) -> str:
-    """The options that name other folders than the usual ones, for a command to run next."""
-    folders = {
-        "--checkpoint-dir": (options.checkpoint_dir, CHECKPOINT_DIR),
-        "--data-dir": (options.data_dir, DATA_DIR),
-    }
-    others = {option: path for option, (path, usual) in folders.items() if path != usual}
-    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in others.items())
+def _as_given(options: argparse.Namespace, *names: str) -> str:
+    """Those of the options that differ from what they usually are, for a command to run next."""
+    values = {name: getattr(options, name) for name in names}
+    unusual = {name.replace("_", "-"): value for name, value in values.items() if value != USUAL[name]}
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in unusual.items())
