@@ -2,7 +2,7 @@
 
 python train.py                                  the recipe, 90 epochs
 python train.py --resume                         go on after an interruption
-python train.py --data synthetic --epochs 3      a tour in a minute, without CIFAR-10
+python train.py --data synthetic --epochs 3      a tour in half a minute, without CIFAR-10
 """
 
 import argparse
@@ -121,7 +121,7 @@ class Run:
         if saved:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
             network = checkpoint.rebuild_network(path, saved, ResidualCNN)
-        self._use(network)
+        self._prepare_training(network)
         if saved:
             self._restore(path, saved)
 
@@ -133,7 +133,7 @@ class Run:
         self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
         self.steps_per_epoch = math.ceil(len(training) / self.options.batch_size)
 
-    def _use(self, network: ResidualCNN) -> None:
+    def _prepare_training(self, network: ResidualCNN) -> None:
         options, runtime = self.options, self.runtime
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -266,7 +266,8 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
                 curve.draw(run.history)
         if isinstance(stop, UserError):
             raise
-        run.runtime.say(messages.interrupted(options, len(run.history)))
+        # The interrupt may have come between an epoch's file and its row in the history.
+        run.runtime.say(messages.interrupted(options, len(checkpoint.saved_epochs(options.checkpoint_dir))))
         return interrupt_code(stop)
     if first:
         curve.draw(run.history)
@@ -288,37 +289,46 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
     print(messages.nothing_left(options))
 
 
+def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Runtime) -> int:
+    """The run that the options ask for; returns the exit code. Raises `UserError` for what cannot be done."""
+    if options.sync_bn and runtime.device.type != "cuda":
+        raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
+    options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
+    if options.batch_size < runtime.count:
+        raise UserError(
+            f"--batch-size: {options.batch_size} for {runtime.count} processes; give each an image at least"
+        )
+    if options.nesterov and options.momentum == 0:
+        raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
+    network = build_network(options)
+    keep_freed_memory()
+    with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
+        if saved and saved["epoch"] >= options.epochs:
+            if runtime.is_first:
+                finish(options, saved)
+            return 0
+        run = Run(options, runtime, network, saved)
+        curve = plot.LossCurve(curve_path(options), run.config(), count_parameters(run.network))
+        if runtime.is_first:
+            curve.prepare()
+            if options.overwrite:
+                checkpoint.clear(options.checkpoint_dir)
+            checkpoint.clear_leftovers(options.checkpoint_dir)
+        machine = runtime.describe() + (", torch.compile" if run.compiled else "")
+        sizes = len(run.training), len(run.validation), count_parameters(run.network)
+        runtime.say(messages.header(options, *sizes, machine))
+        if saved:
+            runtime.say(f"resumed  after epoch {saved['epoch']}")
+        elif options.resume:
+            runtime.say(f"note: no epoch in {options.checkpoint_dir} yet, starting with the options given")
+        return fit_and_draw(run, curve)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options, given = parser.parse(argv)
     with start(options.device) as runtime:
-        if options.sync_bn and runtime.device.type != "cuda":
-            raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
-        options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
-        if options.nesterov and options.momentum == 0:
-            raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
-        network = build_network(options)
-        keep_freed_memory()
-        with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
-            if saved and saved["epoch"] >= options.epochs:
-                if runtime.is_first:
-                    finish(options, saved)
-                return 0
-            run = Run(options, runtime, network, saved)
-            curve = plot.LossCurve(curve_path(options), run.config(), count_parameters(run.network))
-            if runtime.is_first:
-                curve.prepare()
-                if options.overwrite:
-                    checkpoint.clear(options.checkpoint_dir)
-                checkpoint.clear_leftovers(options.checkpoint_dir)
-            machine = runtime.describe() + (", torch.compile" if run.compiled else "")
-            sizes = len(run.training), len(run.validation), count_parameters(run.network)
-            runtime.say(messages.header(options, *sizes, machine))
-            if saved:
-                runtime.say(f"resumed  after epoch {saved['epoch']}")
-            elif options.resume:
-                runtime.say(f"note: no epoch in {options.checkpoint_dir} yet, starting with the options given")
-            return fit_and_draw(run, curve)
+        return train(parser, options, given, runtime)  # which leaves nothing behind that would hold the process group
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ def test_an_error_ends_all_processes_with_our_one_line_first():
     assert "[rank1]" not in err
 
 
+def test_a_batch_with_less_than_an_image_for_each_process_is_refused():
+    _, err = torchrun(2, "train.py", *TINY, "--batch-size", "1").communicate(timeout=120)
+    assert "error: --batch-size: 1 for 2 processes; give each an image at least" in err
+
+
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

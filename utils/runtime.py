@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -110,21 +111,36 @@ def start(device_name: str) -> Iterator[Runtime]:
     Raises:
         UserError: if this machine or this torch has no such device.
     """
-    try:
+    with enough_memory():
         if not distributed.is_torchelastic_launched():
             yield Runtime(choose_device(device_name))
             return
         device = _device_among_processes(device_name)
-        _join_group("nccl" if device.type == "cuda" else "gloo")
-        yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
-        distributed.destroy_process_group()
+        try:
+            _join_group("nccl" if device.type == "cuda" else "gloo")
+            yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
+            gc.collect()  # a replica that still held the group would now and then abort the process at its exit
+            distributed.destroy_process_group()
+        except RuntimeError as error:
+            if isinstance(error, distributed.DistError) or "gloo" in str(error):
+                raise UserError(f"another process of the run has ended ({first_line(error)}); look there") from error
+            raise
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Where memory does not suffice, on the device or beside it, say so in one line.
+
+    Raises:
+        UserError: in place of what torch raises then.
+    """
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # the CPU's way to say so
             raise UserError("not enough memory; try a smaller --batch-size") from error
-        if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise UserError(f"another process of the run has ended ({first_line(error)}); look there") from error
         raise
 
 
@@ -159,14 +175,16 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: if this machine or this torch has no such device.
     """
+    chosen = name
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        chosen = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         with warnings.catch_warnings(action="ignore"):
-            device = torch.device(name)
+            device = torch.device(chosen)
             torch.zeros(1, device=device).cpu()
     except Exception as error:  # torch raises half a dozen kinds, from AssertionError to NotImplementedError
-        raise UserError(f"--device {name}: no such device here ({first_line(error)}); try --device auto") from error
+        advice = "try --device cpu" if name == "auto" else "try --device auto"
+        raise UserError(f"--device {name}: no such device here ({first_line(error)}); {advice}") from error
     return device
 
 
