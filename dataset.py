@@ -122,7 +122,7 @@ class Batches:
         mean: list[float],
         std: list[float],
         generator: torch.Generator | None = None,
-        share: Callable[[int], slice] = slice,
+        share: Callable[[int], slice] = lambda size: slice(0, size),
     ):
         self.split, self.generator, self.share = split, generator, share
         self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
@@ -140,8 +140,8 @@ class Batches:
         """Where this process's part of each batch lies in the epoch's order."""
         start = 0
         for size in self.sizes:
-            first, last, _ = self.share(size).indices(size)
-            yield slice(start + first, start + last)
+            part = self.share(size)
+            yield slice(start + part.start, start + part.stop)
             start += size
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
