@@ -173,16 +173,8 @@ class Run:
         lr = self.scheduler.get_last_lr()[0]
         no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
         with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
-            train_loss, train_accuracy = engine.train_one_epoch(
-                self.network,
-                self.forward,
-                batches,
-                self.optimizer,
-                self.scheduler,
-                self.runtime,
-                options.label_smoothing,
-                bar.update,
-            )
+            training = self.network, self.forward, batches, self.optimizer, self.scheduler, self.runtime
+            train_loss, train_accuracy = engine.train_one_epoch(*training, options.label_smoothing, bar.update)
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         return {
@@ -209,27 +201,13 @@ class Run:
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
         if self.runtime.is_first:
-            state = {
-                "format": contents.FORMAT,
-                "epoch": row["epoch"],
-                "model": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "history": [*self.history, row],
-                "config": self.config(),
-            }
+            trained = self.network, self.optimizer, self.scheduler
+            state = contents.checkpoint_of(*trained, [*self.history, row], self.config())
             checkpoint.save(self.options.checkpoint_dir, state)
         self.history.append(row)
 
     def config(self) -> dict:
-        """What, besides the weights, rebuilds and tests the network, and repeats the run."""
-        values = vars(self.options)
-        return {
-            "options": {name: values[name] for name in contents.OPTIONS},
-            "network": {name: values[name] for name in contents.NETWORK},
-            "mean": self.mean,
-            "std": self.std,
-        }
+        return contents.config_of(self.options, self.mean, self.std)
 
 
 def fit(run: Run, curve: plot.LossCurve) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+import test
 import train
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--data synthetic --subset 200 --batch-size 64 --widths 4 8 --blocks 1 1 --dropout 0.2 --device cpu".split()
+NEWEST = Path("checkpoints/epoch_03.pth")  # of `trained`, in `folder`
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,3 +81,25 @@ def small_cifar10(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch(200))]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": write("batches.meta", meta)})
     return folder
+
+
+@pytest.fixture
+def folder(trained):
+    """`checkpoints/` with the tiny run in it, to be damaged."""
+    shutil.copytree(trained, "checkpoints")
+
+
+def refused(reason=""):
+    """Both programs that read a checkpoint refuse it, naming file and reason in one line."""
+    for program, options in ((test, ["--epoch", "3"]), (train, ["--resume", "--epochs", "4"])):
+        with pytest.raises(UserError) as caught:
+            program.main(options)
+        line = str(caught.value)
+        assert line.startswith(f"{NEWEST} is no usable checkpoint: ") and "\n" not in line
+        assert reason in line
+
+
+def change(edit):
+    saved = torch.load(NEWEST, weights_only=True)
+    edit(saved)
+    torch.save(saved, NEWEST)

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from conftest import run
-from utils import figure, plot
+from utils import plot
 from utils.errors import UserError
+from utils.files import write_file
 
 CONFIG = {"options": {"lr": 0.1, "batch_size": 128, "epochs": 90, "seed": 0, "data": "cifar10", "subset": None}}
 
@@ -157,7 +158,7 @@ def test_whoever_looks_sees_a_whole_picture():
     os.mkdir("folder")
     Path("folder/new.png").write_bytes(b"old")
     with open("folder/new.png", "rb") as reader:
-        figure.write_file(Path("folder/new.png"), b"new", "")
+        write_file(Path("folder/new.png"), b"new", "")
         assert reader.read() == b"old"  # the file that was open is not the one that was written
     assert os.listdir("folder") == ["new.png"] and Path("folder/new.png").read_bytes() == b"new"
 

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.contents import KEYS, WEIGHTS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
+from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
 
-PARTIAL = ".partial"  # the ending of a file that is still being written
+DISK_ADVICE = "other files are untouched, mend that and go on with --resume"
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 
 
@@ -80,7 +80,7 @@ def save(folder: Path, checkpoint: dict) -> None:
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    _write(path_of(folder, checkpoint["epoch"]), buffer.getbuffer())
+    write_file(path_of(folder, checkpoint["epoch"]), buffer.getbuffer(), DISK_ADVICE)
     save_history(folder, checkpoint["history"])
 
 
@@ -92,35 +92,7 @@ def save_history(folder: Path, history: list[dict]) -> None:
     writer.writerows(history)
     table, path = text.getvalue().encode(), folder / "history.csv"
     if not path.exists() or path.read_bytes() != table:
-        _write(path, table)
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; other files are untouched, mend that and go on with --resume"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; a folder is no file to be flushed on Windows."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_file(path, table, DISK_ADVICE)
 
 
 def load(path: Path) -> dict:
@@ -139,7 +111,7 @@ def save_weights(path: Path, checkpoint: dict) -> None:
     """Write what classifies, without what only training needs. Raises as `save` does."""
     buffer = io.BytesIO()
     torch.save({key: checkpoint[key] for key in WEIGHTS}, buffer)
-    _write(path, buffer.getbuffer())
+    write_file(path, buffer.getbuffer(), DISK_ADVICE)
 
 
 def load_weights(path: Path) -> dict:

@@ -15,11 +15,14 @@ A file of weights to take away, as in models/, has `format`, `model` and `config
 of an earlier version.
 """
 
+import argparse
 import io
 import zipfile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils.history import COLUMNS
 
@@ -46,6 +49,32 @@ OPTIONS = {
 }
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
+
+
+def checkpoint_of(
+    network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[dict], config: dict
+) -> dict:
+    """The checkpoint of the newest epoch in `history`."""
+    return {
+        "format": FORMAT,
+        "epoch": history[-1]["epoch"],
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "history": history,
+        "config": config,
+    }
+
+
+def config_of(options: argparse.Namespace, mean: list[float], std: list[float]) -> dict:
+    """What, besides the weights, rebuilds and tests the network, and repeats the run."""
+    values = vars(options)
+    return {
+        "options": {name: values[name] for name in OPTIONS},
+        "network": {name: values[name] for name in NETWORK},
+        "mean": mean,
+        "std": std,
+    }
 
 
 def check_archive(data: bytes) -> None:

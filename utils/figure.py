@@ -1,14 +1,11 @@
-"""What the pictures share: size, colours and type, a heading, and files that are never half-written."""
+"""What the pictures share: size, colours and type, and a heading."""
 
-import contextlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.checkpoint import PARTIAL
-from utils.errors import UserError
+from utils.files import write_file
 
 WIDTH, DPI = 8.3, 200  # inches and dots an inch: 1,660 px, twice the width at which README shows a picture
 # Blue and orange look different to every kind of colour vision; one is dark and the other is not, for a grey printer.
@@ -40,21 +37,3 @@ def write_heading(figure, heading: str, note: str, colour: str = "black") -> Non
     heading_size, note_size = min(10, 850 / len(heading)), min(8, 1030 / len(note))
     figure.text(0.015, 1 - line, heading, color=colour, weight="bold", size=heading_size, va="center")
     figure.text(0.015, 1 - 2 * line, note, color=QUIET, size=note_size, va="center")
-
-
-def write_file(path: Path, data: bytes, advice: str) -> None:
-    """Write a file in such a way that whoever looks sees the old one or the new one, whole.
-
-    Raises:
-        UserError: if it cannot be written; `advice` says what to do about it.
-    """
-    partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
-    try:
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error

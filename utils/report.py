@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.figure import QUIET, VALIDATION_COLOUR, WIDTH, picture, write_file, write_heading
+from utils.figure import QUIET, VALIDATION_COLOUR, WIDTH, picture, write_heading
+from utils.files import write_file
 
 ADVICE = "name another folder with --report"
 COLUMNS, MAX_ROWS = 6, 5  # of the grid of mistakes

@@ -1,0 +1,40 @@
+"""Files that are never half-written."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+PARTIAL = ".partial"  # the ending of a file that is still being written
+
+
+def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
+    """Write a file in such a way that whoever looks, now or after a power cut, sees the old one or the new one, whole.
+
+    Raises:
+        UserError: if the disk is full or the folder is not to be written; `advice` says what to do about it.
+    """
+    partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut; a folder is no file to be flushed on Windows."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
