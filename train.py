@@ -72,6 +72,7 @@ def build_parser() -> Parser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of training steps; bf16: autocast")
     return parser
 
 
@@ -142,6 +143,7 @@ class Run:
         if self.compiled:
             share = runtime.share(options.batch_size)
             self.forward = compiled(self.forward, batch_size=share.stop - share.start)
+        self.forward = runtime.in_precision(options.precision, self.forward)
         self.optimizer = SGD(
             self.network.parameters(),
             options.lr,
@@ -292,7 +294,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
             if options.overwrite:
                 checkpoint.clear(options.checkpoint_dir)
             checkpoint.clear_leftovers(options.checkpoint_dir)
-        machine = runtime.describe() + (", torch.compile" if run.compiled else "")
+        machine = runtime.describe(options.precision) + ", torch.compile" * run.compiled
         sizes = len(run.training), len(run.validation), count_parameters(run.network)
         runtime.say(messages.header(options, *sizes, machine))
         if saved:

@@ -7,6 +7,7 @@ from torch.optim.lr_scheduler import StepLR
 from dataset import Batches, Split
 from models import ResidualCNN
 from utils import engine
+from utils.errors import UserError
 from utils.runtime import Runtime, compiled, derived_seed
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
@@ -19,14 +20,14 @@ def images(count):
     return Split(pixels, torch.randint(0, 10, (count,), generator=generator))
 
 
-def losses_of_ten_steps(fast):
+def losses_of_ten_steps(fast, precision="fp32"):
     """Loss of each of ten steps: compiled and channels last, or as the tutorials have it."""
     torch.manual_seed(0)
-    network = ResidualCNN((8, 16), (1, 1))
+    network = ResidualCNN((8, 16), (1, 1), dropout=0)
     forward = network
     if fast:
         network = network.to(memory_format=torch.channels_last)
-        forward = compiled(network, 32)
+        forward = CPU.in_precision(precision, compiled(network, 32))
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = StepLR(optimizer, 30)
     losses = []
@@ -48,6 +49,17 @@ def test_compiled_and_channels_last_the_first_ten_steps_are_those_of_the_plain_l
     plain, fast = losses_of_ten_steps(fast=False), losses_of_ten_steps(fast=True)
     assert plain.std() > 0.01  # ten steps that go somewhere
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-3)
+
+
+def test_in_bf16_the_first_ten_steps_are_those_of_fp32_to_two_percent():
+    exact, rounded = losses_of_ten_steps(fast=True), losses_of_ten_steps(fast=True, precision="bf16")
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+
+
+def test_bf16_is_refused_where_torch_has_none():
+    with pytest.raises(UserError, match="--precision bf16: torch has no autocast on meta"):
+        Runtime(torch.device("meta")).in_precision("bf16", ResidualCNN())
 
 
 def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown():

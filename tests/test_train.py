@@ -9,10 +9,11 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, run
+from conftest import TINY, change, run
 from utils import checkpoint
 from utils.errors import UserError
 from utils.history import COLUMNS
+from utils.runtime import Runtime
 
 TIMES = ("seconds", "images_per_second")
 
@@ -56,7 +57,11 @@ def test_history_csv_has_the_checkpoints_rows(trained):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["--step-size 1 --compile off", "--schedule one-cycle --nesterov --label-smoothing 0.1 --compile on"],
+    [
+        "--step-size 1 --compile off",
+        "--schedule one-cycle --nesterov --label-smoothing 0.1 --compile on",
+        "--precision bf16 --compile on",
+    ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(recipe):
     options = [*TINY, *recipe.split(), "--batch-size", "128"]
@@ -87,11 +92,26 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
         train.main(["--resume", "--epochs", "5"])
 
 
-@pytest.mark.parametrize("option", ["--nesterov", "--label-smoothing 0.5", "--schedule one-cycle"])
+@pytest.mark.parametrize("option", ["--nesterov", "--label-smoothing 0.5", "--schedule one-cycle", "--precision bf16"])
 def test_each_option_of_the_recipe_changes_the_run(option, trained):
     plain = [row["train_loss"] for row in checkpoint.load_newest(trained)["history"][:2]]
     train.main([*TINY, "--epochs", "2", *option.split()])
     assert [row["train_loss"] for row in checkpoint.load_newest(Path("checkpoints"))["history"]] != plain
+
+
+def test_bf16_is_for_training_steps_and_validation_stays_in_fp32():
+    options, _ = train.build_parser().parse([*TINY, "--epochs", "1", "--precision", "bf16", "--compile", "off"])
+    run, seen = train.Run(options, Runtime(torch.device("cpu")), train.build_network(options)), []
+    run.network.stem[0].register_forward_hook(lambda _, __, output: seen.append((run.network.training, output.dtype)))
+    run.train_epoch()
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_a_run_from_before_there_was_a_precision_goes_on_in_fp32(folder):
+    change(lambda saved: saved["config"]["options"].pop("precision"))
+    train.main(["--resume", "--epochs", "4"])
+    saved = torch.load("checkpoints/epoch_04.pth", weights_only=True)
+    assert saved["config"]["options"]["precision"] == "fp32"
 
 
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
@@ -107,7 +127,7 @@ def test_resuming_in_an_empty_folder_starts_at_the_beginning():
 
 
 @pytest.mark.parametrize(
-    "option", ["--lr 0.2", "--seed 1", "--widths 8 8", "--epochs 2", "--data cifar10", "--subset 7"]
+    "option", ["--lr 0.2", "--seed 1", "--widths 8 8", "--epochs 2", "--data cifar10", "--subset 7", "--precision bf16"]
 )
 def test_another_recipe_is_refused_by_name_on_resume(trained, option):
     name, *_ = option.split()

@@ -40,10 +40,10 @@ SUBJECT = None  # in each of the measuring processes: the loop that it measures
 class ThisProject:
     """The parts of an epoch of train.py, on as many random images."""
 
-    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
+    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device, precision: str):
         self.memory_at_start = peak_memory()
         keep_freed_memory()
-        self.runtime, self.batch_size = Runtime(device), batch_size
+        self.runtime, self.batch_size, self.precision = Runtime(device), batch_size, precision
         self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
@@ -51,13 +51,14 @@ class ThisProject:
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.training, self.validation = training[: steps * batch_size], validation[: 2 * VALIDATION_BATCH]
         self.kept = training, validation  # train.py holds all of them
-        self.forward = self.network
+        self.forward = self.runtime.in_precision(precision, self.network)
 
     def compile(self) -> float | None:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
         if not compiler_works(self.runtime):
             return None
-        self.forward = compiled(self.network, self.batch_size)
+        fast = compiled(self.network, self.batch_size)
+        self.forward = self.runtime.in_precision(self.precision, fast)
         return seconds_of(self.train, self.runtime.device)
 
     def train(self) -> float:
@@ -186,13 +187,15 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
         return {name: seconds_of(job, torch.device("cpu")) for name, job in jobs.items()} | {"test.py": answer}
 
 
-def print_rates(rates: dict[str, float], ceiling: float, operations: float) -> None:
+def print_rates(rates: dict[str, float], ceiling: float, operations: float, precision: str) -> None:
     plain = max(rate for name, rate in rates.items() if name.startswith("plain"))
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
     for name, rate in (rates | {"ceiling": ceiling / operations}).items():
         flops = rate * operations
         print(f"{name:<24}{rate:10,.0f}{flops / 1e9:10,.1f}{flops / ceiling:12.2f}{rate / plain:10.2f}")
-    print(f"ceiling: a product of two {MATRIX} x {MATRIX} matrices in fp32; plain: the faster plain loop")
+    print(
+        f"ceiling: a product of two {MATRIX} x {MATRIX} matrices in {precision}; plain: the faster plain loop, in fp32"
+    )
 
 
 def print_epoch(seconds: dict[str, float]) -> None:
@@ -205,7 +208,7 @@ def print_epoch(seconds: dict[str, float]) -> None:
 
 def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> None:
     """Measure and print everything that one process on this machine can tell."""
-    setup = (shape, options.batch_size, options.steps, device)
+    setup = (shape, options.batch_size, options.steps, device, options.precision)
     with contextlib.ExitStack() as stack:
         plain, eager, ours = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
         compile_seconds = ours("compile") if options.compile == "on" else None
@@ -216,7 +219,7 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
     operations = 6 * multiply_adds(ResidualCNN(**shape))
-    print_rates({name: measured[name] for name in rows}, measured["ceiling"], operations)
+    print_rates({name: measured[name] for name in rows}, measured["ceiling"], operations, options.precision)
     if compile_seconds:
         print(f"compiling took {compile_seconds:.1f} s, not counted")
     files = time_files(shape, options.device)
@@ -248,10 +251,11 @@ def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime
         work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, scheduler, processes)
         return len(training) / seconds_of(work, runtime.device)
 
+    forward = runtime.in_precision(options.precision, network)
     alone = runtime.from_first(
-        lambda: in_turns({"one": functools.partial(train, network, Runtime(runtime.device))}, options.turns)["one"]
+        lambda: in_turns({"one": functools.partial(train, forward, Runtime(runtime.device))}, options.turns)["one"]
     )
-    forward = runtime.parallel(network)
+    forward = runtime.in_precision(options.precision, runtime.parallel(network))
     together = in_turns({"all": functools.partial(train, forward, runtime)}, options.turns)["all"]
     runtime.say(f"one process, eager       {alone:8,.0f} images/s")
     runtime.say(f"{runtime.count} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
@@ -268,6 +272,7 @@ def build_parser() -> Parser:
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of this project's loop, as in train.py")
     return parser
 
 
@@ -282,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = choose_device(options.device)
     network = ResidualCNN(**shape)
-    print(f"machine  {Runtime(device).describe()}, torch {torch.__version__}")
+    print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
     print(
         f"network  {count_parameters(network):,} parameters, {multiply_adds(network) / 1e6:.1f} million multiply-adds"
     )

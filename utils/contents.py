@@ -46,7 +46,9 @@ OPTIONS = {
     "subset": (int, None),
     "max_parameters": int,
     "compile": ("on", "off"),
+    "precision": ("fp32", "bf16"),
 }
+ADDED = {"precision": "fp32"}  # options that a checkpoint of this format may lack, and what they were before
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
 
@@ -123,6 +125,7 @@ def _check_config(config: dict, resumable: bool) -> None:
     kinds = {"options": dict, "network": dict, "mean": list, "std": list}
     for key, kind in kinds.items():
         require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
+    config["options"] = ADDED | config["options"]
     options, expected = config["options"], OPTIONS
     if not resumable:  # weights can be tested whatever else the options were
         options, expected = {"data": options.get("data")}, {"data": OPTIONS["data"]}

@@ -36,9 +36,9 @@ class PILImages(Dataset):
 
 
 class PlainLoop:
-    """Train on random images as everyone does; and the machine's ceiling."""
+    """Train on random images as everyone does, in fp32; and the machine's ceiling in the precision asked for."""
 
-    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device):
+    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device, precision: str):
         self.device, self.batch_size = device, batch_size
         self.network = ResidualCNN(**shape).to(device).train()
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
@@ -50,7 +50,8 @@ class PlainLoop:
             )
             for workers in (0, WORKERS)
         }  # fmt: skip
-        self.factors = torch.rand(2, MATRIX, MATRIX, device=device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.factors = torch.rand(2, MATRIX, MATRIX, device=device, dtype=dtype)
 
     def train(self, workers: int) -> float:
         """Images a second."""
@@ -72,6 +73,6 @@ class PlainLoop:
         return loss.item()
 
     def ceiling(self) -> float:
-        """FLOP/s of a float32 matrix product, the median of seven."""
+        """FLOP/s of a matrix product, the median of seven."""
         seconds = [seconds_of(lambda: torch.mm(*self.factors), self.device) for _ in range(7)]
         return 2 * MATRIX**3 / statistics.median(seconds)

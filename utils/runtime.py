@@ -72,14 +72,34 @@ class Runtime:
             for buffer in network.buffers():
                 distributed.broadcast(buffer, src=0)
 
-    def describe(self) -> str:
-        """What the run computes on, for the header."""
+    def describe(self, precision: str) -> str:
+        """What the run computes on, and how, for the header."""
         name = str(self.device)
         if self.device.type == "cuda":
-            name += f", {torch.cuda.get_device_name(self.device)}, fp32 (convolutions: TF32 where the GPU has it)"
+            name += f", {torch.cuda.get_device_name(self.device)}"
+            precision = {"fp32": "fp32 (convolutions: TF32 where the GPU has it)"}.get(precision, precision)
         elif self.device.type == "cpu":
-            name += f", {torch.get_num_threads()} threads, fp32"
-        return name if self.count == 1 else f"{self.count} processes, the first on {name}"
+            name += f", {torch.get_num_threads()} threads"
+        name = name if self.count == 1 else f"{self.count} processes, the first on {name}"
+        return f"{name}, {precision}"
+
+    def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`forward` in "fp32", or in mixed precision, "bf16": autocast, with weights and the loss in fp32.
+
+        Raises:
+            UserError: if torch has no bf16 for this kind of device.
+        """
+        if precision == "fp32":
+            return forward
+        if not torch.amp.is_autocast_available(self.device.type):
+            raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; use --precision fp32")
+
+        def in_bf16(images: Tensor) -> Tensor:
+            # Without an image, synchronised batch norm must offer its fp32 sums to those that have some.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=len(images) > 0):
+                return forward(images).float()
+
+        return in_bf16
 
     def parallel(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         """The forward pass of `network`, whose gradients are averaged over the processes.
