@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ def images(count):
     return Split(pixels, torch.randint(0, 10, (count,), generator=generator))
 
 
+@functools.cache
 def losses_of_ten_steps(fast, precision="fp32"):
     """Loss of each of ten steps: compiled and channels last, or as the tutorials have it."""
     torch.manual_seed(0)
