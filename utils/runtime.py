@@ -77,7 +77,7 @@ class Runtime:
         name = str(self.device)
         if self.device.type == "cuda":
             name += f", {torch.cuda.get_device_name(self.device)}"
-            precision = {"fp32": "fp32 (convolutions: TF32 where the GPU has it)"}.get(precision, precision)
+            precision += " (convolutions: TF32 where the GPU has it)" * (precision == "fp32")
         elif self.device.type == "cpu":
             name += f", {torch.get_num_threads()} threads"
         name = name if self.count == 1 else f"{self.count} processes, the first on {name}"
