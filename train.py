@@ -116,7 +116,7 @@ class Run:
         self.options, self.runtime = options, runtime
         self._load_data()
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
-            options.compile = "on" if compile_pays(options.epochs * len(self.training)) else "off"
+            options.compile = "on" if compile_pays(options.epochs * len(self.training), runtime.device) else "off"
         self.compiled = options.compile == "on" and compiler_works(runtime)
         self.history = []
         if saved:

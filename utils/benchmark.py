@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, engine, plot
+from utils import checkpoint, contents, engine, plot
 from utils.errors import UserError, run_program
-from utils.options import Parser, integer
+from utils.options import Parser, integer, real
 from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
 from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, seconds_of, start
 
@@ -47,10 +47,10 @@ class ThisProject:
         self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
-        training, validation = random_images(TRAINING).to(device), random_images(VALIDATION).to(device)
+        training, validation = random_images(TRAINING), random_images(VALIDATION)
         self.mean, self.std = dataset.channel_statistics(training.images)
-        self.training, self.validation = training[: steps * batch_size], validation[: 2 * VALIDATION_BATCH]
-        self.kept = training, validation  # train.py holds all of them
+        self.kept = training.to(device), validation.to(device)  # train.py holds all of them
+        self.training, self.validation = self.kept[0][: steps * batch_size], self.kept[1][: 2 * VALIDATION_BATCH]
         self.forward = self.runtime.in_precision(precision, self.network)
 
     def compile(self) -> float | None:
@@ -267,6 +267,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), metavar="N", nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
     add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help="as in train.py")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
     add("--steps", type=integer(1), default=15, help="steps a measurement")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
@@ -280,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     if len(options.widths) != len(options.blocks):
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
-    shape = {"widths": options.widths, "blocks": options.blocks, "se_reduction": options.se_reduction}
+    shape = {name: getattr(options, name) for name in contents.NETWORK}
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
             measure_processes(shape, options, runtime)

@@ -87,12 +87,16 @@ class Runtime:
         """`forward` in "fp32", or in mixed precision, "bf16": autocast, with weights and the loss in fp32.
 
         Raises:
-            UserError: if torch has no bf16 for this kind of device.
+            UserError: if this kind of device, or this GPU, has no bf16.
         """
         if precision == "fp32":
             return forward
         if not torch.amp.is_autocast_available(self.device.type):
             raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; use --precision fp32")
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                if not torch.cuda.is_bf16_supported(including_emulation=False):
+                    raise UserError("--precision bf16: this GPU only emulates it, slowly; use --precision fp32")
 
         def in_bf16(images: Tensor) -> Tensor:
             # Without an image, synchronised batch norm must offer its fp32 sums to those that have some.
@@ -159,7 +163,7 @@ def enough_memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # the CPU's way to say so
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # the CPU's and MPS's ways to say so
             raise UserError("not enough memory; try a smaller --batch-size") from error
         raise
 
@@ -221,9 +225,9 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def compile_pays(images: int) -> bool:
-    """Whether compiling is won back within so many images of training (docs/speed.md)."""
-    return images >= COMPILE_PAYS_FROM
+def compile_pays(images: int, device: torch.device) -> bool:
+    """Whether compiling is won back within so many images of training (docs/speed.md); on MPS it is a prototype."""
+    return images >= COMPILE_PAYS_FROM and device.type != "mps"
 
 
 def compiler_works(runtime: Runtime) -> bool:
@@ -252,8 +256,8 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """How long `work` takes, until the device has done its part of it."""
     started = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - started
 
 
