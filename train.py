@@ -28,7 +28,7 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
-SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels; 0: without"
+SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
@@ -169,7 +169,7 @@ class Run:
         """
         options, epoch = self.options, len(self.history) + 1
         started = time.perf_counter()
-        torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout
+        torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout, process by process
         generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops and flips
         batches = self.batches(self.training, options.batch_size, generator)
         lr = self.scheduler.get_last_lr()[0]

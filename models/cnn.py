@@ -15,6 +15,7 @@ BLOCKS = (2, 2, 2)
 SE_REDUCTION = 8
 MIN_HIDDEN = 4  # channels within squeeze-and-excitation, where a division by SE_REDUCTION would leave fewer
 DROPOUT = 0.0
+CLASSES = 10
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -70,14 +71,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """Images (N, 3, 32, 32), normalised floats -> logits (N, classes).
+    """Images (N, 3, 32, 32), normalised floats -> logits (N, 10).
 
     Args:
         widths: channels of each stage; every stage but the first halves the resolution.
         blocks: residual blocks of each stage, as many numbers as there are widths.
         se_reduction: squeeze-and-excitation narrows a block's channels by this factor; 0: the blocks go without it.
         dropout: probability with which the blocks of the last stage drop an activation while training.
-        classes: number of classes.
 
     Raises:
         ValueError: if `blocks` and `widths` differ in length.
@@ -89,7 +89,6 @@ class ResidualCNN(nn.Module):
         blocks: Sequence[int] = BLOCKS,
         se_reduction: int = SE_REDUCTION,
         dropout: float = DROPOUT,
-        classes: int = 10,
     ):
         super().__init__()
         if len(widths) != len(blocks):
@@ -105,7 +104,7 @@ class ResidualCNN(nn.Module):
                 stages.append(ResidualBlock(channels, width, stride, se_reduction, dropout if last_stage else 0.0))
                 channels = width
         self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, classes)
+        self.classifier = nn.Linear(channels, CLASSES)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -10,7 +10,10 @@ from utils import plot
 from utils.errors import UserError
 from utils.files import write_file
 
-CONFIG = {"options": {"lr": 0.1, "batch_size": 128, "epochs": 90, "seed": 0, "data": "cifar10", "subset": None}}
+CONFIG = {
+    "options": {"lr": 0.1, "batch_size": 128, "epochs": 90, "seed": 0, "data": "cifar10", "subset": None},
+    "network": {"dropout": 0.0},
+}
 
 
 def history(losses, lr=lambda epoch: 0.1):
@@ -150,7 +153,8 @@ def test_the_line_of_facts_says_what_is_not_cifar_10_and_what_is_unfinished():
     rows = history(falling(30))
     assert "30 of 90 epochs" in plot.caption(CONFIG, rows, 1000)
     options = CONFIG["options"] | {"data": "synthetic", "subset": 200, "epochs": 30}
-    caption = plot.caption({"options": options}, rows, 1000)
+    caption = plot.caption({"options": options, "network": {"dropout": 0.2}}, rows, 1000)
+    assert caption.startswith("1,000 parameters, dropout 0.2 · SGD")
     assert "the first 200 images of synthetic data, not CIFAR-10" in caption and " of 30 epochs" not in caption
 
 

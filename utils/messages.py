@@ -14,6 +14,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
     se = f", SE / {options.se_reduction}" if options.se_reduction else ""
+    dropout = f", dropout {options.dropout:g}" if options.dropout else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
     sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
@@ -21,7 +22,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
     facts = {
         "data": f"{what}: {training:,} training and {validation:,} validation images",
-        "network": f"ResidualCNN, blocks {shape}{se}; {parameters:,} parameters",
+        "network": f"ResidualCNN, blocks {shape}{se}{dropout}; {parameters:,} parameters",
         "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}",
         "machine": machine,
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",

@@ -262,5 +262,8 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def derived_seed(*numbers: int) -> int:
-    """One seed from several numbers, well mixed: (seed, epoch) draws nothing like (seed, epoch + 1)."""
+    """One seed from several numbers, well mixed: (seed, epoch) draws nothing like (seed, epoch + 1).
+
+    A last number of zero counts for nothing: (seed, epoch, 0) is (seed, epoch).
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
