@@ -142,7 +142,7 @@ class Run:
         self.forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
-            self.forward = compiled(self.forward, batch_size=share.stop - share.start)
+            self.forward = compiled(self.forward, share.stop - share.start, runtime.device)
         self.forward = runtime.in_precision(options.precision, self.forward)
         self.optimizer = SGD(
             self.network.parameters(),

@@ -57,7 +57,7 @@ class ThisProject:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
         if not compiler_works(self.runtime):
             return None
-        fast = compiled(self.network, self.batch_size)
+        fast = compiled(self.network, self.batch_size, self.runtime.device)
         self.forward = self.runtime.in_precision(self.precision, fast)
         return seconds_of(self.train, self.runtime.device)
 
