@@ -82,11 +82,9 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     Raises:
         UserError: if there is no network of this shape, or it is over the budget of parameters.
     """
-    if len(options.widths) != len(options.blocks):
-        raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
+    shape = contents.network_of(options)
     if len(options.widths) > MAX_STAGES:
         raise UserError(f"--widths: {len(options.widths)} stages leave nothing of an image; use {MAX_STAGES} at most")
-    shape = {name: getattr(options, name) for name in contents.NETWORK}
     with torch.device("meta"):  # counts without taking the memory
         parameters = count_parameters(ResidualCNN(**shape))
     if parameters > options.max_parameters:
@@ -255,15 +253,11 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
     return 0
 
 
-def curve_path(options: argparse.Namespace) -> Path:
-    return options.plot or plot.default_path(options.checkpoint_dir)
-
-
 def finish(options: argparse.Namespace, saved: dict) -> None:
     """A run with all its epochs: only mend what a kill after the last of them may have left undone."""
     checkpoint.clear_leftovers(options.checkpoint_dir)
     checkpoint.save_history(options.checkpoint_dir, saved["history"])
-    curve = plot.LossCurve(curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
+    curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
     if not curve.path.exists():
         curve.draw(saved["history"])
     print(messages.nothing_left(options))
@@ -288,7 +282,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
                 finish(options, saved)
             return 0
         run = Run(options, runtime, network, saved)
-        curve = plot.LossCurve(curve_path(options), run.config(), count_parameters(run.network))
+        curve = plot.LossCurve(plot.curve_path(options), run.config(), count_parameters(run.network))
         if runtime.is_first:
             curve.prepare()
             if options.overwrite:

@@ -279,9 +279,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
-    if len(options.widths) != len(options.blocks):
-        raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
-    shape = {name: getattr(options, name) for name in contents.NETWORK}
+    shape = contents.network_of(options)
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
             measure_processes(shape, options, runtime)

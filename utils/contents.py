@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from utils.errors import UserError
 from utils.history import COLUMNS
 
 FORMAT = 2
@@ -68,12 +69,23 @@ def checkpoint_of(
     }
 
 
+def network_of(options: argparse.Namespace) -> dict:
+    """The arguments of ResidualCNN among the options of a command line.
+
+    Raises:
+        UserError: if the numbers of widths and blocks differ.
+    """
+    if len(options.widths) != len(options.blocks):
+        raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
+    return {name: getattr(options, name) for name in NETWORK}
+
+
 def config_of(options: argparse.Namespace, mean: list[float], std: list[float]) -> dict:
     """What, besides the weights, rebuilds and tests the network, and repeats the run."""
     values = vars(options)
     return {
         "options": {name: values[name] for name in OPTIONS},
-        "network": {name: values[name] for name in NETWORK},
+        "network": network_of(options),
         "mean": mean,
         "std": std,
     }

@@ -1,5 +1,6 @@
 """history -> loss_curve.png. `python -m utils.plot` redraws it from a checkpoint folder."""
 
+import argparse
 import math
 import statistics
 import tempfile
@@ -171,9 +172,10 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     )
 
 
-def default_path(checkpoint_dir: Path) -> Path:
-    """Where the curve of the run in `checkpoint_dir` goes: the working folder, for the usual folder of checkpoints."""
-    return (Path() if checkpoint_dir == CHECKPOINT_DIR else checkpoint_dir) / "loss_curve.png"
+def curve_path(options: argparse.Namespace) -> Path:
+    """--plot, or without it beside the checkpoints; for their usual folder, the working folder."""
+    folder = options.checkpoint_dir
+    return options.plot or (Path() if folder == CHECKPOINT_DIR else folder) / "loss_curve.png"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -185,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:
         raise UserError(f"there is no epoch in {options.checkpoint_dir}; train first, or name another --checkpoint-dir")
-    path = options.plot or default_path(options.checkpoint_dir)
+    path = curve_path(options)
     LossCurve(path, saved["config"], checkpoint.trainable_parameters(saved)).draw(saved["history"])
     print(path)
     return 0
