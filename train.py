@@ -227,7 +227,8 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
             )
         run.keep(row)
         if run.runtime.is_first:
-            left = (epochs - row["epoch"]) * statistics.fmean(past["seconds"] for past in run.history[-10:])
+            # The median: one epoch beside other work, or while the machine slept, says little about the next.
+            left = (epochs - row["epoch"]) * statistics.median(past["seconds"] for past in run.history[-10:])
             best = row is history.best_row(run.history)
             run.runtime.say(f"{history.line(row, best)}{history.duration(left):>9}")
             curve.draw_if_due(run.history)
