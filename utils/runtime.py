@@ -91,12 +91,13 @@ class Runtime:
         """
         if precision == "fp32":
             return forward
+        advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
         if not torch.amp.is_autocast_available(self.device.type):
-            raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; use --precision fp32")
+            raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; {advice}")
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 if not torch.cuda.is_bf16_supported(including_emulation=False):
-                    raise UserError("--precision bf16: this GPU only emulates it, slowly; use --precision fp32")
+                    raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
 
         def in_bf16(images: Tensor) -> Tensor:
             # Without an image, synchronised batch norm must offer its fp32 sums to those that have some.
