@@ -14,7 +14,7 @@ WIDTHS = (16, 48, 96)
 BLOCKS = (2, 2, 2)
 SE_REDUCTION = 8
 MIN_HIDDEN = 4  # channels within squeeze-and-excitation, where a division by SE_REDUCTION would leave fewer
-DROPOUT = 0.0
+DROPOUT = 0.2
 CLASSES = 10
 
 
@@ -45,9 +45,8 @@ class SqueezeExcitation(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a skip connection: (N, in, H, W) -> (N, out, H/stride, W/stride).
 
-    Where the shape changes, the skip is a strided 1x1 convolution (arXiv 1512.03385, option B). Dropout lies between
-    the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4). The last batch norm starts at zero, so that every
-    block starts as its skip (arXiv 1706.02677, section 5.1).
+    Where the shape changes, the skip averages over its stride and goes through a 1x1 convolution (ResNet-D, arXiv
+    1812.01187, section 4.2). Dropout lies between the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int, dropout: float):
@@ -61,7 +60,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.skip = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.AvgPool2d(stride), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,14 +104,9 @@ class ResidualCNN(nn.Module):
                 channels = width
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, CLASSES)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al., arXiv 1502.01852
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(self.stem(images))  # (N, widths[-1], 8, 8) with three stages

@@ -17,10 +17,8 @@ def main(path):
     with start("cpu") as runtime:
         run = train.Run(options, runtime, train.build_network(options))
         for module in run.network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.ones_(module.weight)  # with gamma at zero, the gradients before it would be zero
             if isinstance(module, SqueezeExcitation):
-                nn.init.ones_(module.expand.weight)  # likewise
+                nn.init.ones_(module.expand.weight)  # from zero, the gradients before it would be zero
                 nn.init.ones_(module.reduce.bias)  # no hidden channel is dead
         validation = run.validate()
         network = run.network.eval()

@@ -26,10 +26,11 @@ def test_each_stage_but_the_first_halves_the_resolution():
     assert sizes == [(4, 32, 32), (8, 16, 16), (8, 16, 16), (16, 8, 8)]
 
 
-def test_a_fresh_block_is_its_skip():
-    network = ResidualCNN((4,), (1,)).eval()
-    x = torch.rand(2, 4, 8, 8)
-    assert torch.equal(network.stages[0](x), x)
+def test_where_the_resolution_halves_the_skip_sees_every_pixel():
+    skip = ResidualCNN((4, 8), (1, 1)).stages[1].skip.eval()
+    x = torch.rand(1, 4, 8, 8, requires_grad=True)
+    skip(x).sum().backward()
+    assert x.grad.abs().min() > 0
 
 
 def test_squeeze_and_excitation_weighs_whole_channels_at_first_all_alike():
@@ -46,7 +47,6 @@ def test_squeeze_and_excitation_weighs_whole_channels_at_first_all_alike():
 def test_dropout_acts_in_the_last_stage_alone_and_only_in_training():
     network = ResidualCNN((4, 8), (1, 1), dropout=0.5)
     assert [block.dropout.p for block in network.stages] == [0.0, 0.5]
-    nn.init.ones_(network.stages[1].bn2.weight)
     images = torch.rand(2, 3, 32, 32)
     network.eval()
     assert torch.equal(network(images), network(images))

@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, change, run
+from conftest import TINY, run
 from utils import checkpoint
 from utils.errors import UserError
 from utils.history import COLUMNS
@@ -104,13 +104,6 @@ def test_bf16_is_for_training_steps_and_validation_stays_in_fp32():
     run.network.stem[0].register_forward_hook(lambda _, __, output: seen.append((run.network.training, output.dtype)))
     run.train_epoch()
     assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
-
-
-def test_a_run_from_before_there_was_a_precision_goes_on_in_fp32(folder):
-    change(lambda saved: saved["config"]["options"].pop("precision"))
-    train.main(["--resume", "--epochs", "4"])
-    saved = torch.load("checkpoints/epoch_04.pth", weights_only=True)
-    assert saved["config"]["options"]["precision"] == "fp32"
 
 
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):

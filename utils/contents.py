@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
 code from the file, reads it:
 
-    format      2
+    format      3
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
     optimizer   its state dict
@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError
 from utils.history import COLUMNS
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS = {"format": int, "model": dict, "config": dict}
 KEYS = WEIGHTS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
@@ -49,7 +49,6 @@ OPTIONS = {
     "compile": ("on", "off"),
     "precision": ("fp32", "bf16"),
 }
-ADDED = {"precision": "fp32"}  # options that a checkpoint of this format may lack, and what they were before
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
 
@@ -137,7 +136,6 @@ def _check_config(config: dict, resumable: bool) -> None:
     kinds = {"options": dict, "network": dict, "mean": list, "std": list}
     for key, kind in kinds.items():
         require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
-    config["options"] = ADDED | config["options"]
     options, expected = config["options"], OPTIONS
     if not resumable:  # weights can be tested whatever else the options were
         options, expected = {"data": options.get("data")}, {"data": OPTIONS["data"]}
