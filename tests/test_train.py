@@ -84,7 +84,7 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
     train.main(cycle)
     rates = [row["lr"] for row in checkpoint.load_newest(Path("checkpoints"))["history"]]
     assert rates[0] == pytest.approx(0.3 / 25)  # where torch's OneCycleLR starts
-    fall = rates[1] - rates[2]  # in an epoch, of 50 steps; the last of the 15% that rise is step 29, epoch 2 begins at 50
+    fall = rates[1] - rates[2]  # in 50 steps; step 29 is the highest, epoch 2 begins at 50
     assert fall > 0 and rates[2] - rates[3] == pytest.approx(fall)
     assert rates[1] + 21 / 50 * fall == pytest.approx(0.3)
     scheduler = checkpoint.load_newest(Path("checkpoints"))["scheduler"]
