@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from tqdm import tqdm
 
 import dataset
@@ -30,7 +29,6 @@ from utils.runtime import Runtime, compile_pays, compiled, compiler_works, deriv
 
 SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
-RISE = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
 
@@ -97,14 +95,6 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     return ResidualCNN(**shape)
 
 
-def build_scheduler(optimizer: SGD, options: argparse.Namespace, steps_per_epoch: int) -> LRScheduler:
-    """The learning rate's course, to be stepped after every step of the optimiser."""
-    if options.schedule == "one-cycle":  # in straight lines up to --lr and down to nothing (arXiv 1708.07120)
-        steps = options.epochs * steps_per_epoch
-        return OneCycleLR(optimizer, options.lr, steps, pct_start=RISE, anneal_strategy="linear", cycle_momentum=False)
-    return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
-
-
 class Run:
     """One run of training: its data, network, optimiser and history.
 
@@ -151,7 +141,7 @@ class Run:
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
-        self.scheduler = build_scheduler(self.optimizer, options, self.steps_per_epoch)
+        self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:
         mean, std = saved["config"]["mean"], saved["config"]["std"]
@@ -203,9 +193,8 @@ class Run:
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
         if self.runtime.is_first:
-            trained = self.network, self.optimizer, self.scheduler
-            state = contents.checkpoint_of(*trained, [*self.history, row], self.config())
-            checkpoint.save(self.options.checkpoint_dir, state)
+            trained = self.network, self.optimizer, self.scheduler, [*self.history, row], self.config()
+            checkpoint.save(self.options.checkpoint_dir, contents.checkpoint_of(*trained))
         self.history.append(row)
 
     def config(self) -> dict:
@@ -231,8 +220,7 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
         if run.runtime.is_first:
             # The median: one epoch beside other work, or while the machine slept, says little about the next.
             left = (epochs - row["epoch"]) * statistics.median(past["seconds"] for past in run.history[-10:])
-            best = row is history.best_row(run.history)
-            run.runtime.say(f"{history.line(row, best)}{history.duration(left):>9}")
+            run.runtime.say(f"{history.line(row, row is history.best_row(run.history))}{history.duration(left):>9}")
             curve.draw_if_due(run.history)
 
 

@@ -1,16 +1,26 @@
-"""The loop bodies: one epoch of training, and an evaluation."""
+"""The loop bodies: one epoch of training, and an evaluation; and the schedule that the first one steps."""
 
+import argparse
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from utils.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
+RISE = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)
+
+
+def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per_epoch: int) -> LRScheduler:
+    """The learning rate's course, to be stepped after every step of the optimiser."""
+    if options.schedule == "one-cycle":  # in straight lines up to --lr and down to nothing (arXiv 1708.07120)
+        steps = options.epochs * steps_per_epoch
+        return OneCycleLR(optimizer, options.lr, steps, pct_start=RISE, anneal_strategy="linear", cycle_momentum=False)
+    return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
 
 
 def train_one_epoch(
