@@ -20,6 +20,7 @@ from utils.errors import UserError
 KILLS = int(os.environ.get("KILLS", "8"))
 EPOCHS = 60
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
+ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
 
 
 def kill(process, inside_a_save, chance):
@@ -56,7 +57,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, code):
-    process = start("train.py", *TINY, "--epochs", "10000")
+    process = start("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   3"):
         pass
     process.send_signal(number)
@@ -79,7 +80,7 @@ def test_how_to_go_on_names_the_epochs_that_were_added(trained):
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():
-    process = start("train.py", *TINY, "--epochs", "10000")
+    process = start("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   1"):
         pass
     while process.poll() is None:  # as from an impatient finger
@@ -108,7 +109,7 @@ def test_a_folder_below_a_file_is_refused():
 
 
 def test_a_folder_deleted_during_the_run_is_a_line():
-    process = start("train.py", *TINY, "--epochs", "10000")
+    process = start("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   2"):
         pass
     shutil.move("checkpoints", "away")
@@ -141,12 +142,12 @@ def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(capsys):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
-    process = start("train.py", *TINY, "--epochs", "10000")
+    process = start("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   1"):
         pass
     for option in ("--resume", "--overwrite"):
         with pytest.raises(UserError, match="another run is writing to checkpoints"):
-            train.main([*TINY, "--epochs", "10000", option])
+            train.main([*ENDLESS, option])
     process.kill()
     process.communicate()
     assert train.main([*TINY, "--epochs", "1", "--overwrite"]) == 0

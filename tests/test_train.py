@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -37,9 +38,13 @@ def assert_same_run(folder, other, epoch):
         assert torch.equal(state["momentum_buffer"], other_optimizer[number]["momentum_buffer"])
 
 
-def test_the_tour_trains_draws_and_says_what_to_do_next(tmp_path):
-    code, out, err = run("train.py", *TINY, "--epochs", "2", cwd=tmp_path)
+def test_the_tour_trains_draws_and_says_what_to_do_next_in_lines_without_a_bar():
+    code, out, err = run("train.py", *TINY, "--epochs", "2")
     assert (code, err) == (0, "")
+    assert not re.search(r"[\r\x1b]", out)
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = [line for line in out.splitlines() if re.match(r" +\d+[* ] ", line)]
+    assert len(rows) == 2 and len({len(row) for row in rows}) == 1
     files = sorted(os.listdir("checkpoints"))
     assert files == [".lock", "epoch_01.pth", "epoch_02.pth", "history.csv"]
     assert out.splitlines()[-1].startswith("    python test.py --epoch ")
