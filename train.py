@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
-MAX_STAGES = 5  # the last one has 2 x 2 pixels
 VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
 
@@ -37,9 +37,9 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
-    add("--lr", type=real(0, open_low=True), default=0.1, help="learning rate of SGD: the highest of the schedule")
+    add("--lr", type=real(0, 1e6, open_low=True), default=0.1, help="learning rate of SGD: the highest of the schedule")
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", type=real(0), default=5e-4, help="weight decay (L2) of SGD")
+    add("--weight-decay", type=real(0, 1e6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
     add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate, over the epochs")
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
@@ -82,8 +82,6 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
         UserError: if there is no network of this shape, or it is over the budget of parameters.
     """
     shape = contents.network_of(options)
-    if len(options.widths) > MAX_STAGES:
-        raise UserError(f"--widths: {len(options.widths)} stages leave nothing of an image; use {MAX_STAGES} at most")
     with torch.device("meta"):  # counts without taking the memory
         parameters = count_parameters(ResidualCNN(**shape))
     if parameters > options.max_parameters:
@@ -205,16 +203,16 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
     """Train to the last epoch, keeping a checkpoint of each.
 
     Raises:
-        UserError: if the loss is not finite, or a checkpoint or the curve cannot be written.
+        UserError: if training diverges, or a checkpoint or the curve cannot be written.
     """
     epochs = run.options.epochs
     run.runtime.say(history.HEADER + "     left")
     while len(run.history) < epochs:
         row = run.train_epoch()
-        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+        if not engine.is_finite(row["train_loss"] + row["val_loss"], run.network, run.optimizer):
             raise UserError(
-                f"the loss of epoch {row['epoch']} is not finite: training has diverged; try a smaller --lr than "
-                f"{run.options.lr:g}"
+                f"loss or weights of epoch {row['epoch']} are not finite: training has diverged; try a smaller --lr "
+                f"than {run.options.lr:g}"
             )
         run.keep(row)
         if run.runtime.is_first:
@@ -235,8 +233,10 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
                 curve.draw(run.history)
         if isinstance(stop, UserError):
             raise
-        # The interrupt may have come between an epoch's file and its row in the history.
-        run.runtime.say(messages.interrupted(options, len(checkpoint.saved_epochs(options.checkpoint_dir))))
+        if first:  # on stderr: in `python train.py | tee log`, Ctrl-C ends the reader of the other, too
+            # The interrupt may have come between an epoch's file and its row in the history.
+            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))
+            print(messages.interrupted(options, kept), file=sys.stderr, flush=True)
         return interrupt_code(stop)
     if first:
         curve.draw(run.history)
@@ -249,7 +249,8 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
     checkpoint.clear_leftovers(options.checkpoint_dir)
     checkpoint.save_history(options.checkpoint_dir, saved["history"])
     curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
-    if not curve.path.exists():
+    newest = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
+    if not curve.path.exists() or curve.path.stat().st_mtime < newest.stat().st_mtime:
         curve.draw(saved["history"])
     print(messages.nothing_left(options))
 
@@ -259,9 +260,9 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
     if options.sync_bn and runtime.device.type != "cuda":
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
-    if options.batch_size < runtime.count:
+    if options.batch_size < runtime.world_size:
         raise UserError(
-            f"--batch-size: {options.batch_size} for {runtime.count} processes; give each an image at least"
+            f"--batch-size: {options.batch_size} for {runtime.world_size} processes; give each an image at least"
         )
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")

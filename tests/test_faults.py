@@ -61,11 +61,12 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, c
     while not process.stdout.readline().startswith("   3"):
         pass
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (code, "")
+    process.stdout.close()  # as `tee` does, which the same Ctrl-C ends
+    err = process.stderr.read()
+    assert process.wait() == code
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
     line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume --device cpu"
-    assert out.splitlines()[-1] == line
+    assert err.splitlines() == ["", line]
     assert len(epochs) >= 3 and os.path.exists("loss_curve.png")
 
 
@@ -75,8 +76,8 @@ def test_how_to_go_on_names_the_epochs_that_were_added(trained):
     while not process.stdout.readline().startswith("resumed"):
         pass
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    assert out.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --plot 'my curve.png'")
+    _, err = process.communicate(timeout=30)
+    assert err.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --plot 'my curve.png'")
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():
@@ -133,9 +134,10 @@ def test_a_full_disk_behind_the_output_is_a_line():
     assert err.startswith("error: standard output: No space left on device;") and err.count("\n") == 1
 
 
-def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(capsys):
-    with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr than 1e"):
-        train.main([*TINY, "--lr", "1e9", "--epochs", "50"])
+@pytest.mark.parametrize("lr", ["1e3", "1e6"])  # the loss leaves the finite numbers, or a batch norm alone
+def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(lr):
+    with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr than 1"):
+        train.main([*TINY, "--lr", lr, "--epochs", "50"])
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
     assert len(epochs) < 50
     assert all(checkpoint.load(checkpoint.path_of(Path("checkpoints"), epoch)) for epoch in epochs)
@@ -161,7 +163,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
             for name in ("epochs", "batch-size", "step-size")
             for value in ("0", "-1", "nan", "x", "1e99")
         ),
-        *(f"--lr {value}" for value in ("0", "-1", "nan", "inf", "1e999", "x")),
+        *(f"--lr {value}" for value in ("0", "-1", "nan", "inf", "1e39", "x")),
         *(
             f"--{name} {value}"
             for name in ("momentum", "weight-decay", "gamma", "dropout", "label-smoothing")

@@ -258,7 +258,7 @@ def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime
     forward = runtime.in_precision(options.precision, runtime.parallel(network))
     together = in_turns({"all": functools.partial(train, forward, runtime)}, options.turns)["all"]
     runtime.say(f"one process, eager       {alone:8,.0f} images/s")
-    runtime.say(f"{runtime.count} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
+    runtime.say(f"{runtime.world_size} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
 
 
 def build_parser() -> Parser:

@@ -49,6 +49,7 @@ OPTIONS = {
     "compile": ("on", "off"),
     "precision": ("fp32", "bf16"),
 }
+MAX_STAGES = 5  # the last one has 2 x 2 pixels
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
 NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
 
@@ -72,8 +73,10 @@ def network_of(options: argparse.Namespace) -> dict:
     """The arguments of ResidualCNN among the options of a command line.
 
     Raises:
-        UserError: if the numbers of widths and blocks differ.
+        UserError: if there is no network of this shape.
     """
+    if len(options.widths) > MAX_STAGES:
+        raise UserError(f"--widths: {len(options.widths)} stages leave nothing of an image; use {MAX_STAGES} at most")
     if len(options.widths) != len(options.blocks):
         raise UserError("--widths and --blocks differ in length; give a number of blocks for each width")
     return {name: getattr(options, name) for name in NETWORK}

@@ -1,6 +1,7 @@
 """The loop bodies: one epoch of training, and an evaluation; and the schedule that the first one steps."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,14 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from utils.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
-RISE = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)
+WARMUP = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)
 
 
 def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per_epoch: int) -> LRScheduler:
     """The learning rate's course, to be stepped after every step of the optimiser."""
     if options.schedule == "one-cycle":  # in straight lines up to --lr and down to nothing (arXiv 1708.07120)
         steps = options.epochs * steps_per_epoch
-        return OneCycleLR(optimizer, options.lr, steps, pct_start=RISE, anneal_strategy="linear", cycle_momentum=False)
+        return OneCycleLR(
+            optimizer, options.lr, steps, pct_start=WARMUP, anneal_strategy="linear", cycle_momentum=False
+        )
     return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
 
 
@@ -45,7 +48,7 @@ def train_one_epoch(
         logits = forward(images)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
         optimizer.zero_grad()
-        (loss * runtime.count / size).backward()  # several processes average their gradients
+        (loss * runtime.world_size / size).backward()  # several processes average their gradients
         optimizer.step()
         scheduler.step()
         if label_smoothing:
@@ -54,6 +57,12 @@ def train_one_epoch(
         on_step()
     loss_sum, correct = runtime.sum(*totals.tolist())
     return loss_sum / sum(batches.sizes), correct / sum(batches.sizes)
+
+
+def is_finite(loss: float, network: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether loss, weights, batch norm's statistics and momentum all are; waits for the device once."""
+    momentum = [buffer for state in optimizer.state.values() for buffer in state.values() if buffer is not None]
+    return math.isfinite(loss + sum(tensor.sum() for tensor in [*network.state_dict().values(), *momentum]))
 
 
 @torch.inference_mode()

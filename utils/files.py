@@ -31,8 +31,8 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; a folder is no file to be flushed on Windows."""
-    if os.name == "posix":
+    """Make a rename last through a power cut, where the system can: Windows and some network drives flush no folder."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The machine a run is on: device, processes, compiler, allocator and seeds. The only place that knows torchrun."""
+"""The machine a run is on: device, processes, compiler, allocator and seeds."""
 
 import contextlib
 import ctypes
@@ -31,11 +31,11 @@ GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for an
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device of this process, and its place among those of the run: number `rank` of `count`."""
+    """The device of this process, and its place among those of the run: number `rank` of `world_size`."""
 
     device: torch.device
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -44,7 +44,7 @@ class Runtime:
 
     def share(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
-        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
+        return slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -54,13 +54,13 @@ class Runtime:
     def from_first(self, make: Callable[[], object]) -> object:
         """What `make` returns in the first process, where alone it is called; plain values and CPU tensors."""
         values = [make() if self.is_first else None]
-        if self.count > 1:
+        if self.world_size > 1:
             distributed.broadcast_object_list(values, device=self.device)
         return values[0]
 
     def sum(self, *numbers: float) -> list[float]:
         """Each number summed over the processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return list(numbers)
         sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         distributed.all_reduce(sums)
@@ -68,7 +68,7 @@ class Runtime:
 
     def share_statistics(self, network: nn.Module) -> None:
         """Give every process the first one's batch norm statistics, which are the ones that are saved."""
-        if self.count > 1:
+        if self.world_size > 1:
             for buffer in network.buffers():
                 distributed.broadcast(buffer, src=0)
 
@@ -80,7 +80,7 @@ class Runtime:
             precision += " (convolutions: TF32 where the GPU has it)" * (precision == "fp32")
         elif self.device.type == "cpu":
             name += f", {torch.get_num_threads()} threads"
-        name = name if self.count == 1 else f"{self.count} processes, the first on {name}"
+        name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
     def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -111,7 +111,7 @@ class Runtime:
 
         A process that gets nothing of a short last batch joins in with an image that counts for nothing.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         with warnings.catch_warnings(action="ignore"):  # the option's new name is not in torch 2.11
@@ -163,8 +163,9 @@ def enough_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # the CPU's and MPS's ways to say so
+    except (MemoryError, RuntimeError) as error:
+        phrases = "can't allocate memory", "not enough memory", "out of memory"  # of the CPU, on Windows; and of MPS
+        if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
             raise UserError("not enough memory; try a smaller --batch-size") from error
         raise
 
