@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,6 +60,10 @@ class ThisProject:
         self.forward = self.runtime.in_precision(self.precision, fast)
         return seconds_of(self.train, self.runtime.device)
 
+    def divide_among(self, runtime: Runtime) -> None:
+        """From now on train together with the other processes of `runtime`, each on its share of a batch."""
+        self.runtime, self.forward = runtime, runtime.in_precision(self.precision, runtime.parallel(self.network))
+
     def train(self) -> float:
         """Images a second."""
         self._train_on(self.training[: self.batch_size])  # warms up
@@ -71,7 +74,8 @@ class ThisProject:
         engine.train_one_epoch(*training)
 
     def _batches(self, split: Split) -> Batches:
-        return Batches(split, self.batch_size, self.mean, self.std, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        return Batches(split, self.batch_size, self.mean, self.std, generator, self.runtime.share)
 
     def load(self) -> float:
         """Seconds for an epoch's batches, without a step: gather, augment, normalise."""
@@ -239,24 +243,11 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
 
 def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime) -> None:
     """Under torchrun: how fast one process goes through the images while the others wait, and all of them together."""
-    keep_freed_memory()
-    training = random_images(options.steps * options.batch_size).to(runtime.device)
-    network = ResidualCNN(**shape).to(runtime.device, memory_format=torch.channels_last)
-    optimizer = SGD(network.parameters(), **RECIPE)
-    scheduler = StepLR(optimizer, 30 * TRAINING)
-
-    def train(forward: Callable[[Tensor], Tensor], processes: Runtime) -> float:
-        generator = torch.Generator().manual_seed(0)
-        batches = Batches(training, options.batch_size, [0.5] * 3, [0.2] * 3, generator, processes.share)
-        work = functools.partial(engine.train_one_epoch, network, forward, batches, optimizer, scheduler, processes)
-        return len(training) / seconds_of(work, runtime.device)
-
-    forward = runtime.in_precision(options.precision, network)
-    alone = runtime.from_first(
-        lambda: in_turns({"one": functools.partial(train, forward, Runtime(runtime.device))}, options.turns)["one"]
-    )
-    forward = runtime.in_precision(options.precision, runtime.parallel(network))
-    together = in_turns({"all": functools.partial(train, forward, runtime)}, options.turns)["all"]
+    project = ThisProject(shape, options.batch_size, options.steps, runtime.device, options.precision)
+    measure = functools.partial(in_turns, {"images/s": project.train}, options.turns)
+    alone = runtime.from_first(measure)["images/s"]
+    project.divide_among(runtime)
+    together = measure()["images/s"]
     runtime.say(f"one process, eager       {alone:8,.0f} images/s")
     runtime.say(f"{runtime.world_size} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
 
