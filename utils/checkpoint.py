@@ -201,6 +201,12 @@ def trainable_parameters(checkpoint: dict) -> int:
     return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(statistics))
 
 
+def _agree(saved: list[dict], own: list[dict]) -> bool:
+    """Whether states agree in what both know of: another version of torch may have a key more or less."""
+    pairs = zip(saved, own, strict=True)
+    return all(state.get(key, value) == value for state, expected in pairs for key, value in expected.items())
+
+
 def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
     """Put fresh optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
 
@@ -213,10 +219,10 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
         with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
             for _ in range(steps):
                 scheduler.step()
-        require(checkpoint["scheduler"] == scheduler.state_dict(), "its scheduler is another one")
+        require(_agree([checkpoint["scheduler"]], [scheduler.state_dict()]), "its scheduler is another one")
         groups = optimizer.state_dict()["param_groups"]
-        require(checkpoint["optimizer"]["param_groups"] == groups, "its optimizer is another one")
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        require(_agree(checkpoint["optimizer"]["param_groups"], groups), "its optimizer is another one")
+        optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
         for parameter in optimizer.param_groups[0]["params"]:
             state = optimizer.state.get(parameter, {})
             require("momentum_buffer" in state or groups[0]["momentum"] == 0, "its optimizer has lost its momentum")
