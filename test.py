@@ -4,7 +4,7 @@ python test.py --epoch 42                    the verdict on epoch 42
 python test.py                               show the epochs, and ask which
 python test.py --epoch 42 --report report    and draw what it confuses
 python test.py --epoch 42 --image cat.jpg    classify pictures of your own
-python test.py --pretrained default          a network that came with the repository, in place of an epoch
+python test.py --pretrained best             a network that came with the repository, in place of an epoch
 """
 
 import argparse
@@ -25,7 +25,7 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
 from utils.runtime import Runtime, choose_device, enough_memory
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
-PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default",)}
+PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default", "best")}
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
@@ -146,7 +146,7 @@ def choose_checkpoint(options: argparse.Namespace) -> Path | None:
     epochs = checkpoint.saved_epochs(folder)
     if not epochs:
         raise UserError(
-            f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained default"
+            f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained best"
         )
     epoch = options.epoch if options.epoch is not None else ask_for_epoch(folder, epochs)
     if epoch is None:
