@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import math
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, contents, engine, history, messages, plot
-from utils.errors import UserError, interrupt_code, run_program
+from utils.errors import UserError, interrupt_code, run_program, warn
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
@@ -233,10 +232,9 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
                 curve.draw(run.history)
         if isinstance(stop, UserError):
             raise
-        if first:  # on stderr: in `python train.py | tee log`, Ctrl-C ends the reader of the other, too
+        if first:  # on stderr: in `python train.py | tee log`, Ctrl-C ends the reader of stdout, too
             # The interrupt may have come between an epoch's file and its row in the history.
-            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))
-            print(messages.interrupted(options, kept), file=sys.stderr, flush=True)
+            warn(messages.interrupted(options, len(checkpoint.saved_epochs(options.checkpoint_dir))))
         return interrupt_code(stop)
     if first:
         curve.draw(run.history)

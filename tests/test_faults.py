@@ -62,18 +62,27 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(number, c
         pass
     process.send_signal(number)
     process.stdout.close()  # as `tee` does, which the same Ctrl-C ends
+    assert process.wait(timeout=30) == code
     err = process.stderr.read()
-    assert process.wait() == code
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
     line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume --device cpu"
     assert err.splitlines() == ["", line]
     assert len(epochs) >= 3 and os.path.exists("loss_curve.png")
 
 
+def test_an_interrupted_run_needs_nobody_who_listens():
+    process = start("train.py", *ENDLESS, stderr=subprocess.STDOUT)
+    while not process.stdout.readline().startswith("   1"):
+        pass
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()  # as in `2>&1 | tee log`
+    assert process.wait(timeout=30) == 130
+
+
 def test_how_to_go_on_names_the_epochs_that_were_added(trained):
     shutil.copytree(trained, "checkpoints")
     process = start("train.py", "--resume", "--epochs", "10000", "--plot", "my curve.png")
-    while not process.stdout.readline().startswith("resumed"):
+    while not process.stdout.readline().startswith("epoch"):  # the head of the table
         pass
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -125,6 +134,11 @@ def test_a_picture_that_cannot_be_written_is_found_before_training():
     with pytest.raises(UserError, match="--plot folder: is a folder"):
         train.main([*TINY, "--plot", "folder"])
     assert checkpoint.saved_epochs(Path("checkpoints")) == []
+
+
+def test_a_closed_output_is_no_trouble(trained):
+    code, _, err = run("test.py", "--epoch", "1", "--checkpoint-dir", trained, preexec_fn=lambda: os.close(1))
+    assert (code, err) == (0, "")
 
 
 def test_a_full_disk_behind_the_output_is_a_line():

@@ -139,9 +139,12 @@ def test_a_finished_run_is_mended_where_a_kill_came_after_its_last_checkpoint(tr
     whole = Path("killed/history.csv").read_text()
     Path("killed/history.csv").write_text(whole[: whole.rindex("3,")])
     Path("killed/epoch_04.pth.partial").touch()
-    Path("killed/loss_curve.png").unlink()
+    curve = Path("killed/loss_curve.png")
+    curve.write_bytes(b"of an earlier epoch")
+    os.utime(curve, (0, 0))
     assert train.main(["--checkpoint-dir", "killed", "--resume"]) == 0
     assert Path("killed/history.csv").read_text() == whole
+    assert curve.read_bytes().startswith(b"\x89PNG")
     assert set(os.listdir("killed")) == set(os.listdir(trained))
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 SECONDS_TO_SPEAK = 5.0
 
@@ -35,6 +36,7 @@ def first_line(error: Exception) -> str:
 
 def run_program(main: Callable[[], int]) -> None:
     """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it is closed, as by `>&-`
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not have a form in the terminal's encoding
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
@@ -48,20 +50,28 @@ def run_program(main: Callable[[], int]) -> None:
     except KeyboardInterrupt as interrupt:
         code = interrupt_code(interrupt)
     except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
-        _close_stdout()
+        _silence(sys.stdout)
         code = 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
             raise  # nothing that the user could do something about
         _report(f"{error.filename or 'standard output'}: {error.strerror}; mend that, or name another place")
-        _close_stdout()
+        _silence(sys.stdout)
         code = 2
     sys.exit(code)
 
 
-def _close_stdout() -> None:
-    """What is still to be written goes nowhere, and fails no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def warn(text: str) -> None:
+    """Print on stderr, or nowhere: in `python train.py 2>&1 | tee log`, Ctrl-C ends its reader, too."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still to be written to it goes nowhere, and fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _report(error: UserError | str) -> None:
@@ -71,4 +81,4 @@ def _report(error: UserError | str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)
         error = f"process {rank}: {error}"
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    warn(f"error: {error}")

@@ -1,6 +1,7 @@
 """Files that are never half-written."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -32,9 +33,12 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system can: Windows and some network drives flush no folder."""
-    with contextlib.suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC):  # the disk's own trouble
+            raise
