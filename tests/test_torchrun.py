@@ -90,3 +90,8 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed_and_it_ends_with_all_it
     assert checkpoint.saved_epochs(Path("checkpoints")) == list(range(1, 31))
     with open("checkpoints/history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 31)]
+
+
+def test_the_benchmark_compares_one_process_with_all():
+    out = done(torchrun(2, "utils/benchmark.py", *"--widths 4 --blocks 1 --steps 1 --turns 1 --device cpu".split()))
+    assert [line.split(",")[0] for line in out.splitlines()] == ["one process", "2 processes"]

@@ -145,6 +145,7 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
     """
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(subject, *arguments)) as pool:
+        pool.submit(int)  # starts the process now, while the others start
         yield lambda method, *values: pool.submit(_ask, method, *values).result()
 
 
