@@ -2,6 +2,7 @@
 
 python test.py --epoch 42                    the verdict on epoch 42
 python test.py                               show the epochs, and ask which
+python test.py --epoch 42 --mirror           the same, looking at every image's mirror image, too
 python test.py --epoch 42 --report report    and draw what it confuses
 python test.py --epoch 42 --image cat.jpg    classify pictures of your own
 python test.py --pretrained best             a network that came with the repository, in place of an epoch
@@ -34,6 +35,8 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("what to test").add_mutually_exclusive_group().add_argument
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
+    add = parser.add_argument_group("how").add_argument
+    add("--mirror", action="store_true", help="take the mean of an image's and its mirror image's logits")
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
     what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
@@ -169,12 +172,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         saved = checkpoint.load(path)
         what = f"epoch {saved['epoch']}"
+    what += ", with mirror images," * options.mirror
     network = checkpoint.rebuild_network(path, saved, ResidualCNN).to(device, memory_format=torch.channels_last)
     config = saved["config"]
 
     def predict(split: Split) -> tuple[Tensor, Tensor]:
         batches = Batches(split.to(device), options.batch_size, config["mean"], config["std"])
-        return engine.predict(network, batches)
+        return engine.predict(network, batches, options.mirror)
 
     data = config["options"]["data"]
     if options.image:

@@ -90,6 +90,19 @@ def test_loss_and_accuracy_are_means_over_images_not_over_batches():
     torch.testing.assert_close(torch.tensor([loss, accuracy]), torch.tensor(expected))
 
 
+def test_with_mirror_images_an_image_and_its_mirror_image_have_the_mean_of_their_logits():
+    torch.manual_seed(0)
+    network, split = ResidualCNN((4,), (1,)), images(10)
+    mirrored = Split(split.images.flip(3), split.labels)
+
+    def logits(split, mirror):
+        return engine.predict(network, Batches(split, 7, MEAN, STD), mirror)[0]
+
+    assert not torch.allclose(logits(split, False), logits(mirrored, False), atol=1e-3)
+    torch.testing.assert_close(logits(split, True), (logits(split, False) + logits(mirrored, False)) / 2)
+    torch.testing.assert_close(logits(split, True), logits(mirrored, True))
+
+
 def test_seeds_of_neighbouring_epochs_and_processes_differ():
     numbers = [(seed, epoch, *process) for seed in range(3) for epoch in range(3) for process in ((), (1,), (2,))]
     assert len({derived_seed(*number) for number in numbers}) == len(numbers)

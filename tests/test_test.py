@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import test
 from conftest import run
@@ -30,6 +30,21 @@ def test_the_verdict_needs_the_checkpoint_alone(trained, capsys):
         test.main(["--epoch", "3", "--checkpoint-dir", folder, "--batch-size", "77"])
     first, second = capsys.readouterr().out.split("epoch 3 on")[1:]
     assert first == second
+
+
+def test_with_mirror_images_the_verdict_says_so(trained, capsys):
+    test.main(["--epoch", "3", "--checkpoint-dir", str(trained), "--mirror"])
+    assert capsys.readouterr().out.startswith("epoch 3, with mirror images, on 1,000 synthetic test images")
+
+
+def test_with_mirror_images_a_picture_and_its_mirror_image_are_the_same(capsys):
+    picture = Image.linear_gradient("L").rotate(90)
+    picture.save("a.png")
+    ImageOps.mirror(picture).save("b.png")
+    for option, same in (([], False), (["--mirror"], True)):
+        test.main(["--pretrained", "best", "--image", "a.png", "b.png", *option])
+        first, second = capsys.readouterr().out.splitlines()
+        assert (first.removeprefix("a.png") == second.removeprefix("b.png")) == same
 
 
 def test_wilson_interval_agrees_with_the_textbook():

@@ -66,10 +66,17 @@ def is_finite(loss: float, network: nn.Module, optimizer: Optimizer) -> bool:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) of all batches, on the CPU."""
+def predict(network: nn.Module, batches: Iterable[Batch], mirror: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) of all batches, on the CPU.
+
+    With `mirror`, the mean of an image's logits and of its mirror image's, in twice the time (docs/accuracy.md).
+    """
     network.eval()
-    results = [(network(images), labels) for images, labels in batches]
+
+    def logits_of(images: Tensor) -> Tensor:
+        return (network(images) + network(images.flip(3))) / 2 if mirror else network(images)
+
+    results = [(logits_of(images), labels) for images, labels in batches]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results))
     return logits, labels
 
