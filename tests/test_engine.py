@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,13 @@ def test_in_bf16_the_first_ten_steps_are_those_of_fp32_to_two_percent():
 def test_bf16_is_refused_where_torch_has_none():
     with pytest.raises(UserError, match="--precision bf16: torch has no autocast on meta"):
         Runtime(torch.device("meta")).in_precision("bf16", ResidualCNN())
+
+
+def test_the_header_says_where_the_processor_only_emulates_bf16():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    emulated = not {"avx512_bf16", "amx_bf16", "bf16"} & set(flags)
+    assert ("emulates" in CPU.describe("bf16")) == emulated
+    assert "emulates" not in CPU.describe("fp32")
 
 
 def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown():

@@ -26,6 +26,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # (32-64-128 x 1), 0.17 ms (the default network) or 0.29 ms (24-48-96 x 2).
 COMPILE_PAYS_FROM = 200_000
 
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, x86's matrix unit and ARM (docs/speed.md)
+
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
 
 
@@ -80,6 +82,8 @@ class Runtime:
             precision += " (convolutions: TF32 where the GPU has it)" * (precision == "fp32")
         elif self.device.type == "cpu":
             name += f", {torch.get_num_threads()} threads"
+            if precision == "bf16" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
+                precision += " (slow: this processor only emulates it)"
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
