@@ -150,8 +150,8 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """The median of each row, measured A B C A B C ... after a first round that does not count."""
-    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns + 1)][1:]
+    """The median of each row, measured A B C A B C ...; what warms up in the first turn hardly moves it."""
+    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns)]
     return {name: statistics.median(values[name] for values in rounds) for name in rows}
 
 
@@ -261,7 +261,7 @@ def build_parser() -> Parser:
     add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
-    add("--steps", type=integer(1), default=15, help="steps a measurement")
+    add("--steps", type=integer(1), default=10, help="steps a measurement")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
