@@ -218,7 +218,8 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
             # The median: one epoch beside other work, or while the machine slept, says little about the next.
             left = (epochs - row["epoch"]) * statistics.median(past["seconds"] for past in run.history[-10:])
             run.runtime.say(f"{history.line(row, row is history.best_row(run.history))}{history.duration(left):>9}")
-            curve.draw_if_due(run.history)
+            if row["epoch"] < epochs:  # the whole run is drawn at its end
+                curve.draw_if_due(run.history)
 
 
 def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:

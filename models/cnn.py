@@ -105,7 +105,8 @@ class ResidualCNN(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, CLASSES)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He et al., arXiv 1502.01852
+            # He et al., arXiv 1502.01852. On torch's meta device there is nothing to fill, and trying takes seconds.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """The median of each row, measured A B C A B C ...; what warms up in the first turn hardly moves it."""
+    """The median of each row, measured A B C A B C ..."""
     rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns)]
     return {name: statistics.median(values[name] for values in rounds) for name in rows}
 
@@ -217,6 +217,7 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
     with contextlib.ExitStack() as stack:
         plain, eager, ours = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
         compile_seconds = ours("compile") if options.compile == "on" else None
+        plain("train", WORKERS)  # starts them, and they stay
         best = COMPILED if compile_seconds else EAGER
         rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
         rows |= {EAGER: functools.partial(eager, "train")} | {best: functools.partial(ours, "train")}
