@@ -2,8 +2,8 @@
 
 python test.py --epoch 42                    the verdict on epoch 42
 python test.py                               show the epochs, and ask which
-python test.py --epoch 42 --mirror           the same, looking at every image's mirror image, too
 python test.py --epoch 42 --report report    and draw what it confuses
+python test.py --epoch 42 --mirror           the verdict by each image and its mirror image
 python test.py --epoch 42 --image cat.jpg    classify pictures of your own
 python test.py --pretrained best             a network that came with the repository, in place of an epoch
 """
@@ -35,8 +35,8 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("what to test").add_mutually_exclusive_group().add_argument
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
-    add = parser.add_argument_group("how").add_argument
-    add("--mirror", action="store_true", help="take the mean of an image's and its mirror image's logits")
+    help_ = "classify each image and its mirror image, and take the mean of their logits, in twice the time"
+    parser.add_argument_group("how").add_argument("--mirror", action="store_true", help=help_)
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
     what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
@@ -136,6 +136,8 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     logits, _ = predict(Split(images, torch.zeros(len(images), dtype=torch.int64)))
     if data == "synthetic":
         print("note: this network has seen synthetic patterns alone; its classes are not what their names say")
+    if options.mirror:
+        print("note: by each picture and its mirror image")
     print_guesses(options.image, logits)
 
 

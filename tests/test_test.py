@@ -43,7 +43,8 @@ def test_with_mirror_images_a_picture_and_its_mirror_image_are_the_same(capsys):
     ImageOps.mirror(picture).save("b.png")
     for option, same in (([], False), (["--mirror"], True)):
         test.main(["--pretrained", "best", "--image", "a.png", "b.png", *option])
-        first, second = capsys.readouterr().out.splitlines()
+        *note, first, second = capsys.readouterr().out.splitlines()
+        assert note == ["note: by each picture and its mirror image"] * same
         assert (first.removeprefix("a.png") == second.removeprefix("b.png")) == same
 
 

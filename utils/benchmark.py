@@ -1,6 +1,6 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                        the default network, about two minutes
+python -m utils.benchmark                                        the default network, two to three minutes
 python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
@@ -217,11 +217,13 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
     with contextlib.ExitStack() as stack:
         plain, eager, ours = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
         compile_seconds = ours("compile") if options.compile == "on" else None
-        plain("train", WORKERS)  # starts them, and they stay
         best = COMPILED if compile_seconds else EAGER
         rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
         rows |= {EAGER: functools.partial(eager, "train")} | {best: functools.partial(ours, "train")}
         rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
+        plain("train", WORKERS)  # not counted: it starts the workers, who stay
+        for measure in rest.values():  # nor these: the loops warm up by themselves
+            measure()
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
     operations = 6 * multiply_adds(ResidualCNN(**shape))

@@ -26,7 +26,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # (32-64-128 x 1), 0.17 ms (the default network) or 0.29 ms (24-48-96 x 2).
 COMPILE_PAYS_FROM = 200_000
 
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, x86's matrix unit and ARM (docs/speed.md)
+# As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
 
