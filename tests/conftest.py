@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ NEWEST = Path("checkpoints/epoch_03.pth")  # of `trained`, in `folder`
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_a_test():
     torch.set_num_threads(1)  # the networks here are too small to share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_reaches_the_programs():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest with `&` has it ignored
 
 
 @pytest.fixture(autouse=True)
