@@ -38,7 +38,7 @@ def interrupted(options: argparse.Namespace, kept: int) -> str:
     epochs = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
     same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device") + " --sync-bn" * options.sync_bn
     go_on = f"python train.py --resume{epochs}{same}"
-    return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epochs. To go on: {go_on}"
+    return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epoch{'s' * (kept > 1)}. To go on: {go_on}"
 
 
 def finished(options: argparse.Namespace, best_epoch: int, curve: Path) -> str:
