@@ -3,7 +3,7 @@
 python test.py --epoch 42                    the verdict on epoch 42
 python test.py                               show the epochs, and ask which
 python test.py --epoch 42 --report report    and draw what it confuses
-python test.py --epoch 42 --mirror           the verdict by each image and its mirror image
+python test.py --epoch 42 --views 2          the verdict by each image and its mirror image
 python test.py --epoch 42 --image cat.jpg    classify pictures of your own
 python test.py --pretrained best             a network that came with the repository, in place of an epoch
 """
@@ -27,6 +27,7 @@ from utils.runtime import Runtime, choose_device, enough_memory
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
 PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default", "best")}
+VIEWS_HELP = "views of an image to average over; 2: with its mirror image; 6: both, moved by a pixel, too"
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
@@ -35,8 +36,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("what to test").add_mutually_exclusive_group().add_argument
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
-    help_ = "classify each image and its mirror image, and take the mean of their logits, in twice the time"
-    parser.add_argument_group("how").add_argument("--mirror", action="store_true", help=help_)
+    parser.add_argument_group("how").add_argument("--views", type=int, choices=(1, 2, 6), default=1, help=VIEWS_HELP)
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
     what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
     what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
@@ -136,8 +136,8 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     logits, _ = predict(Split(images, torch.zeros(len(images), dtype=torch.int64)))
     if data == "synthetic":
         print("note: this network has seen synthetic patterns alone; its classes are not what their names say")
-    if options.mirror:
-        print("note: by each picture and its mirror image")
+    if options.views > 1:
+        print(f"note: by {options.views} views of each picture")
     print_guesses(options.image, logits)
 
 
@@ -174,13 +174,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         saved = checkpoint.load(path)
         what = f"epoch {saved['epoch']}"
-    what += ", with mirror images," * options.mirror
+    what += f", by {options.views} views of each image," * (options.views > 1)
     network = checkpoint.rebuild_network(path, saved, ResidualCNN).to(device, memory_format=torch.channels_last)
     config = saved["config"]
 
     def predict(split: Split) -> tuple[Tensor, Tensor]:
         batches = Batches(split.to(device), options.batch_size, config["mean"], config["std"])
-        return engine.predict(network, batches, options.mirror)
+        return engine.predict(network, batches, options.views)
 
     data = config["options"]["data"]
     if options.image:

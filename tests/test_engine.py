@@ -1,6 +1,7 @@
 import functools
 import platform
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -99,17 +100,25 @@ def test_loss_and_accuracy_are_means_over_images_not_over_batches():
     torch.testing.assert_close(torch.tensor([loss, accuracy]), torch.tensor(expected))
 
 
-def test_with_mirror_images_an_image_and_its_mirror_image_have_the_mean_of_their_logits():
+def test_with_more_views_the_logits_are_the_mean_over_mirror_images_and_moved_ones():
     torch.manual_seed(0)
     network, split = ResidualCNN((4,), (1,)), images(10)
-    mirrored = Split(split.images.flip(3), split.labels)
 
-    def logits(split, mirror):
-        return engine.predict(network, Batches(split, 7, MEAN, STD), mirror)[0]
+    def logits(views, change=lambda pixels: pixels):
+        changed = Split(change(split.images), split.labels)
+        return engine.predict(network, Batches(changed, 7, MEAN, STD), views)[0]
 
-    assert not torch.allclose(logits(split, False), logits(mirrored, False), atol=1e-3)
-    torch.testing.assert_close(logits(split, True), (logits(split, False) + logits(mirrored, False)) / 2)
-    torch.testing.assert_close(logits(split, True), logits(mirrored, True))
+    def mirrored(pixels):
+        return pixels.flip(3)
+
+    def moved(pixels, rows):  # numpy's word for a border that mirrors what lies inside it
+        padded = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+        return torch.from_numpy(padded[:, :, rows, rows].copy())
+
+    assert not torch.allclose(logits(1), logits(1, mirrored), atol=1e-3)
+    torch.testing.assert_close(logits(2), (logits(1) + logits(1, mirrored)) / 2)
+    towards = [lambda pixels, rows=rows: moved(pixels, rows) for rows in (slice(0, 32), slice(2, 34))]
+    torch.testing.assert_close(logits(6), logits(2) / 2 + (logits(2, towards[0]) + logits(2, towards[1])) / 4)
 
 
 def test_seeds_of_neighbouring_epochs_and_processes_differ():

@@ -32,19 +32,19 @@ def test_the_verdict_needs_the_checkpoint_alone(trained, capsys):
     assert first == second
 
 
-def test_with_mirror_images_the_verdict_says_so(trained, capsys):
-    test.main(["--epoch", "3", "--checkpoint-dir", str(trained), "--mirror"])
-    assert capsys.readouterr().out.startswith("epoch 3, with mirror images, on 1,000 synthetic test images")
+def test_with_more_views_the_verdict_says_so(trained, capsys):
+    test.main(["--epoch", "3", "--checkpoint-dir", str(trained), "--views", "6"])
+    assert capsys.readouterr().out.startswith("epoch 3, by 6 views of each image, on 1,000 synthetic test images")
 
 
-def test_with_mirror_images_a_picture_and_its_mirror_image_are_the_same(capsys):
+def test_with_two_views_a_picture_and_its_mirror_image_are_the_same(capsys):
     picture = Image.linear_gradient("L").rotate(90)
     picture.save("a.png")
     ImageOps.mirror(picture).save("b.png")
-    for option, same in (([], False), (["--mirror"], True)):
+    for option, same in (([], False), (["--views", "2"], True)):
         test.main(["--pretrained", "best", "--image", "a.png", "b.png", *option])
         *note, first, second = capsys.readouterr().out.splitlines()
-        assert note == ["note: by each picture and its mirror image"] * same
+        assert note == ["note: by 2 views of each picture"] * same
         assert (first.removeprefix("a.png") == second.removeprefix("b.png")) == same
 
 

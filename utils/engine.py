@@ -66,19 +66,28 @@ def is_finite(loss: float, network: nn.Module, optimizer: Optimizer) -> bool:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[Batch], mirror: bool = False) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) of all batches, on the CPU.
-
-    With `mirror`, the mean of an image's logits and of its mirror image's, in twice the time (docs/accuracy.md).
-    """
+def predict(network: nn.Module, batches: Iterable[Batch], views: int = 1) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) of all batches, on the CPU; `views` as in `mean_logits`."""
     network.eval()
-
-    def logits_of(images: Tensor) -> Tensor:
-        return (network(images) + network(images.flip(3))) / 2 if mirror else network(images)
-
-    results = [(logits_of(images), labels) for images, labels in batches]
+    results = [(mean_logits(network, images, views), labels) for images, labels in batches]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results))
     return logits, labels
+
+
+def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
+    """Logits (B, classes) of images (B, 3, H, W), each seen in so many `views`; the time grows with them.
+
+    1: as it is. 2: the mean of it and its mirror image. 6: half of that, half the same of the image moved by a pixel,
+    to the upper left and to the lower right (test-time augmentation of github.com/KellerJordan/cifar10-airbench).
+    """
+    if views == 1:
+        return network(images)
+    if views == 2:
+        return (network(images) + network(images.flip(3))) / 2
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [mean_logits(network, padded[:, :, shift:, shift:][:, :, :height, :width], 2) for shift in (0, 2)]
+    return mean_logits(network, images, 2) / 2 + sum(moved) / 4
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor, runtime: Runtime) -> tuple[float, float]:
