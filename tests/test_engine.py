@@ -111,7 +111,7 @@ def test_with_more_views_the_logits_are_the_mean_over_mirror_images_and_moved_on
     def mirrored(pixels):
         return pixels.flip(3)
 
-    def moved(pixels, rows):  # numpy's word for a border that mirrors what lies inside it
+    def moved(pixels, rows):  # by numpy: a border that mirrors what lies inside it
         padded = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
         return torch.from_numpy(padded[:, :, rows, rows].copy())
 

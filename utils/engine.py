@@ -75,7 +75,7 @@ def predict(network: nn.Module, batches: Iterable[Batch], views: int = 1) -> tup
 
 
 def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
-    """Logits (B, classes) of images (B, 3, H, W), each seen in so many `views`; the time grows with them.
+    """Logits (B, classes) of images (B, 3, H, W), each seen in 1, 2 or 6 `views`; the time grows with them.
 
     1: as it is. 2: the mean of it and its mirror image. 6: half of that, half the same of the image moved by a pixel,
     to the upper left and to the lower right (test-time augmentation of github.com/KellerJordan/cifar10-airbench).
@@ -86,8 +86,8 @@ def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int)
         return (network(images) + network(images.flip(3))) / 2
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    moved = [mean_logits(network, padded[:, :, shift:, shift:][:, :, :height, :width], 2) for shift in (0, 2)]
-    return mean_logits(network, images, 2) / 2 + sum(moved) / 4
+    moved = [padded[:, :, shift : shift + height, shift : shift + width] for shift in (0, 2)]
+    return mean_logits(network, images, 2) / 2 + sum(mean_logits(network, each, 2) for each in moved) / 4
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor, runtime: Runtime) -> tuple[float, float]:
