@@ -9,6 +9,7 @@ import torch
 
 import train
 from conftest import NEWEST, change, refused
+from models import ResidualCNN
 from utils import contents
 from utils.errors import UserError
 
@@ -72,6 +73,16 @@ def test_another_networks_weights(folder):
     for blocks in ([10**9, 1], [10**9, 2 - 10**9], []):
         change(lambda saved, blocks=blocks: saved["config"]["network"].update(blocks=blocks))
         refused()
+
+
+def test_a_network_of_more_stages_than_an_image_has_halvings(folder):
+    def deepen(saved):
+        shape = {"widths": [4] * 7, "blocks": [1] * 7}
+        saved["config"]["network"].update(shape)
+        saved["model"] = ResidualCNN(**saved["config"]["network"]).state_dict()
+
+    change(deepen)
+    refused("its network has more than 5 stages")
 
 
 def nan(saved):

@@ -117,8 +117,8 @@ def test_with_more_views_the_logits_are_the_mean_over_mirror_images_and_moved_on
 
     assert not torch.allclose(logits(1), logits(1, mirrored), atol=1e-3)
     torch.testing.assert_close(logits(2), (logits(1) + logits(1, mirrored)) / 2)
-    towards = [lambda pixels, rows=rows: moved(pixels, rows) for rows in (slice(0, 32), slice(2, 34))]
-    torch.testing.assert_close(logits(6), logits(2) / 2 + (logits(2, towards[0]) + logits(2, towards[1])) / 4)
+    lower, upper = (functools.partial(moved, rows=rows) for rows in (slice(0, 32), slice(2, 34)))
+    torch.testing.assert_close(logits(6), logits(2) / 2 + (logits(2, lower) + logits(2, upper)) / 4)
 
 
 def test_seeds_of_neighbouring_epochs_and_processes_differ():

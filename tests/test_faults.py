@@ -139,6 +139,8 @@ def test_a_picture_that_cannot_be_written_is_found_before_training():
 def test_a_closed_output_is_no_trouble(trained):
     code, _, err = run("test.py", "--epoch", "1", "--checkpoint-dir", trained, preexec_fn=lambda: os.close(1))
     assert (code, err) == (0, "")
+    code, out, _ = run("train.py", *TINY, "--epochs", "1", preexec_fn=lambda: os.close(2))
+    assert code == 0 and "Lowest validation loss: epoch 1." in out
 
 
 def test_a_full_disk_behind_the_output_is_a_line():

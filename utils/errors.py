@@ -37,6 +37,7 @@ def first_line(error: Exception) -> str:
 def run_program(main: Callable[[], int]) -> None:
     """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it is closed, as by `>&-`
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not have a form in the terminal's encoding
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background

@@ -5,7 +5,6 @@ import ctypes
 import gc
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, warn
 
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -245,7 +244,7 @@ def compiler_works(runtime: Runtime) -> bool:
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error
         if runtime.is_first:
             reason = first_line(error)
-            print(f"note: training without torch.compile, which does not work here ({reason})", file=sys.stderr)
+            warn(f"note: training without torch.compile, which does not work here ({reason})")
         return False
     return True
 
