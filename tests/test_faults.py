@@ -150,6 +150,13 @@ def test_a_full_disk_behind_the_output_is_a_line():
     assert err.startswith("error: standard output: No space left on device;") and err.count("\n") == 1
 
 
+def test_a_full_disk_behind_the_output_changes_no_exit_code(trained):
+    with open("/dev/full", "w") as full:  # which the table of epochs reaches when the program ends
+        code, _, err = run("test.py", "--checkpoint-dir", trained, stdout=full, stdin=subprocess.DEVNULL)
+    assert code == 2
+    assert err.startswith("error: no terminal to ask for an epoch;") and "No space left" in err
+
+
 @pytest.mark.parametrize("lr", ["1e3", "1e6"])  # the loss leaves the finite numbers, or a batch norm alone
 def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(lr):
     with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr than 1"):

@@ -174,9 +174,9 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
 
 
 def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path):
-    code, out, err = run("utils.plot", "--checkpoint-dir", trained, "--plot", "again.png", cwd=tmp_path)
-    assert (code, out, err) == (0, "again.png\n", "")
-    assert (tmp_path / "again.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, err = run("utils.plot", "--checkpoint-dir", trained, "--plot", "new/again.png", cwd=tmp_path)
+    assert (code, out, err) == (0, "new/again.png\n", "")
+    assert (tmp_path / "new/again.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_an_empty_folder_is_a_line():

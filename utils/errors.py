@@ -43,13 +43,14 @@ def run_program(main: Callable[[], int]) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
             signal.signal(number, _on_signal)
     try:
-        code = main()
+        try:
+            code = main()
+        except UserError as error:
+            _report(error)
+            code = 2
+        except KeyboardInterrupt as interrupt:
+            code = interrupt_code(interrupt)
         sys.stdout.flush()
-    except UserError as error:
-        _report(error)
-        code = 2
-    except KeyboardInterrupt as interrupt:
-        code = interrupt_code(interrupt)
     except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
         _silence(sys.stdout)
         code = 1

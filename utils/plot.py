@@ -133,7 +133,7 @@ class LossCurve:
         self.quiet_until = 0.0
 
     def prepare(self) -> None:
-        """Make the picture's folder, before hours of training rather than after the first epoch.
+        """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
             UserError: if the picture could not be written.
@@ -187,9 +187,10 @@ def main(argv: list[str] | None = None) -> int:
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:
         raise UserError(f"there is no epoch in {options.checkpoint_dir}; train first, or name another --checkpoint-dir")
-    path = curve_path(options)
-    LossCurve(path, saved["config"], checkpoint.trainable_parameters(saved)).draw(saved["history"])
-    print(path)
+    curve = LossCurve(curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
+    curve.prepare()
+    curve.draw(saved["history"])
+    print(curve.path)
     return 0
 
 
