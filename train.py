@@ -21,14 +21,13 @@ from tqdm import tqdm
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, contents, engine, history, messages, plot
+from utils import checkpoint, contents, cuda_graph, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
-VALIDATION_BATCH = 500  # images; divides 5,000, and larger ones are no faster
 
 
 def build_parser() -> Parser:
@@ -70,7 +69,8 @@ def build_parser() -> Parser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of training steps; bf16: autocast")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training steps; bf16: autocast")
+    add("--deterministic", action="store_true", help="on a GPU the same weights each time, for some of its speed")
     return parser
 
 
@@ -104,6 +104,8 @@ class Run:
         self._load_data()
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
             options.compile = "on" if compile_pays(options.epochs * len(self.training), runtime.device) else "off"
+        if options.precision == "auto":
+            options.precision = "bf16" if runtime.bf16_pays() else "fp32"
         self.compiled = options.compile == "on" and compiler_works(runtime)
         self.history = []
         if saved:
@@ -126,11 +128,11 @@ class Run:
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=torch.channels_last)
-        self.forward = runtime.parallel(self.network)
+        forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
-            self.forward = compiled(self.forward, share.stop - share.start, runtime.device)
-        self.forward = runtime.in_precision(options.precision, self.forward)
+            forward = compiled(forward, share.stop - share.start, runtime.device)
+        forward = runtime.in_precision(options.precision, forward)
         self.optimizer = SGD(
             self.network.parameters(),
             options.lr,
@@ -138,6 +140,7 @@ class Run:
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
+        self.step = cuda_graph.fastest(engine.Step(forward, self.optimizer, runtime, options.label_smoothing))
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:
@@ -162,8 +165,8 @@ class Run:
         lr = self.scheduler.get_last_lr()[0]
         no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
         with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
-            training = self.network, self.forward, batches, self.optimizer, self.scheduler, self.runtime
-            train_loss, train_accuracy = engine.train_one_epoch(*training, options.label_smoothing, bar.update)
+            training = self.network, self.step, batches, self.scheduler, self.runtime
+            train_loss, train_accuracy = engine.train_one_epoch(*training, bar.update)
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         return {
@@ -180,7 +183,7 @@ class Run:
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
         self.runtime.share_statistics(self.network)
-        predictions = engine.predict(self.network, self.batches(self.validation, VALIDATION_BATCH))
+        predictions = engine.predict(self.network, self.batches(self.validation, self.runtime.evaluation_batch))
         return engine.loss_and_accuracy(*predictions, self.runtime)
 
     def batches(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> Batches:
@@ -250,6 +253,7 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
     curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
     newest = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
     if not curve.path.exists() or curve.path.stat().st_mtime < newest.stat().st_mtime:
+        curve.prepare()
         curve.draw(saved["history"])
     print(messages.nothing_left(options))
 
@@ -292,7 +296,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options, given = parser.parse(argv)
-    with start(options.device) as runtime:
+    with start(options.device, options.deterministic) as runtime:
         return train(parser, options, given, runtime)  # which leaves nothing behind that would hold the process group
 
 

@@ -69,6 +69,17 @@ def test_order_crops_and_flips_follow_from_the_seed():
         assert torch.equal(images, other_images) == same
 
 
+def test_batches_made_ahead_on_a_gpu_are_those_made_one_by_one():
+    halves = Batches(random_split(20), 4, MEAN, STD, share=lambda size: slice(size // 2, size))
+    for batches in (halves, Batches(random_split(20), 8, MEAN, STD)):
+        epochs = []
+        for batches.ahead in (1, 2, 64):
+            batches.generator = torch.Generator().manual_seed(0)
+            epochs.append(list(batches))
+        for one_by_one, *ahead in zip(*epochs, strict=True):
+            assert all(torch.equal(*pair) for other in ahead for pair in zip(one_by_one, other))
+
+
 def test_each_image_is_cropped_and_flipped_on_its_own():
     image = random_split(1).images
     split = Split(image.expand(200, 3, 32, 32), torch.arange(200))

@@ -39,7 +39,8 @@ def losses_of_ten_steps(fast, precision="fp32"):
     for step in range(10):
         batch = Batches(images(32), 32, MEAN, STD, torch.Generator().manual_seed(step))
         if fast:
-            losses.append(engine.train_one_epoch(network, forward, batch, optimizer, scheduler, CPU)[0])
+            step = engine.Step(forward, optimizer, CPU)
+            losses.append(engine.train_one_epoch(network, step, batch, scheduler, CPU)[0])
         else:
             (pixels, labels), *_ = batch
             loss = F.cross_entropy(network(pixels.contiguous()), labels)
@@ -82,7 +83,8 @@ def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown(
         network, batch = ResidualCNN((4,), (1,)), Batches(images(8), 8, MEAN, STD)
         optimizer = SGD(network.parameters(), 0.1)
         scheduler = StepLR(optimizer, 30)
-        losses.append(engine.train_one_epoch(network, network, batch, optimizer, scheduler, CPU, share)[0])
+        step = engine.Step(network, optimizer, CPU, share)
+        losses.append(engine.train_one_epoch(network, step, batch, scheduler, CPU)[0])
         weights.append(network.classifier.weight)
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert not torch.allclose(*weights)

@@ -120,6 +120,11 @@ def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in trained.iterdir()} == before
 
 
+def test_a_finished_run_is_drawn_where_it_is_asked_for(trained):
+    assert train.main(["--checkpoint-dir", str(trained), "--resume", "--plot", "new/curve.png"]) == 0
+    assert Path("new/curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_resuming_in_an_empty_folder_starts_at_the_beginning():
     assert train.main([*TINY, "--epochs", "1", "--resume"]) == 0
     assert checkpoint.saved_epochs(Path("checkpoints")) == [1]
@@ -206,6 +211,13 @@ def test_a_bad_option_is_one_line_that_names_it(option, tmp_path):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert option.replace("=", " ").split()[0] in err
     assert os.listdir() == []
+
+
+def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu():
+    for folder, option in ("plain", []), ("deterministic", ["--deterministic"]):
+        code, _, err = run("train.py", *TINY, "--epochs", "1", "--device", "cpu", "--checkpoint-dir", folder, *option)
+        assert (code, err) == (0, "")
+    assert_same_run("plain", "deterministic", 1)
 
 
 def test_zero_is_fine_for_momentum_decay_dropout_and_seed():

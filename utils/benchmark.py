@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,13 +27,22 @@ from torch.utils.flop_counter import FlopCounterMode
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, contents, engine, plot
+from utils import checkpoint, contents, cuda_graph, engine, plot
 from utils.errors import UserError, run_program
 from utils.options import Parser, integer, real
 from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
-from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, seconds_of, start
+from utils.runtime import (
+    Runtime,
+    choose_device,
+    compiled,
+    compiler_works,
+    enough_memory,
+    keep_freed_memory,
+    seconds_of,
+    start,
+)
 
-TRAINING, VALIDATION, VALIDATION_BATCH = 45_000, 5_000, 500  # images, as in train.py
+TRAINING, VALIDATION = 45_000, 5_000  # images, as in train.py
 SUBJECT = None  # in each of the measuring processes: the loop that it measures
 
 
@@ -49,20 +59,24 @@ class ThisProject:
         training, validation = random_images(TRAINING), random_images(VALIDATION)
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.kept = training.to(device), validation.to(device)  # train.py holds all of them
-        self.training, self.validation = self.kept[0][: steps * batch_size], self.kept[1][: 2 * VALIDATION_BATCH]
-        self.forward = self.runtime.in_precision(precision, self.network)
+        self.training, self.validation = self.kept[0][: steps * batch_size], self.kept[1][:1000]
+        self._step_with(self.network)
+
+    def _step_with(self, forward: Callable[[Tensor], Tensor]) -> None:
+        step = engine.Step(self.runtime.in_precision(self.precision, forward), self.optimizer, self.runtime)
+        self.step = cuda_graph.fastest(step)
 
     def compile(self) -> float | None:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
         if not compiler_works(self.runtime):
             return None
-        fast = compiled(self.network, self.batch_size, self.runtime.device)
-        self.forward = self.runtime.in_precision(self.precision, fast)
+        self._step_with(compiled(self.network, self.batch_size, self.runtime.device))
         return seconds_of(self.train, self.runtime.device)
 
     def divide_among(self, runtime: Runtime) -> None:
         """From now on train together with the other processes of `runtime`, each on its share of a batch."""
-        self.runtime, self.forward = runtime, runtime.in_precision(self.precision, runtime.parallel(self.network))
+        self.runtime = runtime
+        self._step_with(runtime.parallel(self.network))
 
     def train(self) -> float:
         """Images a second."""
@@ -70,8 +84,7 @@ class ThisProject:
         return len(self.training) / seconds_of(lambda: self._train_on(self.training), self.runtime.device)
 
     def _train_on(self, split: Split) -> None:
-        training = self.network, self.forward, self._batches(split), self.optimizer, self.scheduler, self.runtime
-        engine.train_one_epoch(*training)
+        engine.train_one_epoch(self.network, self.step, self._batches(split), self.scheduler, self.runtime)
 
     def _batches(self, split: Split) -> Batches:
         generator = torch.Generator().manual_seed(0)
@@ -96,7 +109,7 @@ class ThisProject:
 
     def validate(self) -> float:
         """Images a second."""
-        batches = Batches(self.validation, VALIDATION_BATCH, self.mean, self.std)
+        batches = Batches(self.validation, self.runtime.evaluation_batch, self.mean, self.std)
 
         def work():
             engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
@@ -105,7 +118,7 @@ class ThisProject:
 
     def infer(self) -> float:
         """Images a second of the bare forward pass."""
-        images = torch.rand(VALIDATION_BATCH, 3, 32, 32, device=self.runtime.device)
+        images = torch.rand(self.runtime.evaluation_batch, 3, 32, 32, device=self.runtime.device)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             return len(images) / seconds_of(lambda: self.network.eval()(images), self.runtime.device)
@@ -128,13 +141,10 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _settle(subject: Callable, *arguments) -> None:
+def _ask(subject: Callable, arguments: tuple, method: str, *values) -> float:
     global SUBJECT
-    SUBJECT = subject(*arguments)
-
-
-def _ask(method: str, *arguments) -> float:
-    return getattr(SUBJECT, method)(*arguments)
+    SUBJECT = SUBJECT or subject(*arguments)
+    return getattr(SUBJECT, method)(*values)
 
 
 @contextlib.contextmanager
@@ -143,10 +153,9 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
     Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
     """
-    context = get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(subject, *arguments)) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         pool.submit(int)  # starts the process now, while the others start
-        yield lambda method, *values: pool.submit(_ask, method, *values).result()
+        yield lambda method, *values: pool.submit(_ask, subject, arguments, method, *values).result()
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
@@ -264,7 +273,7 @@ def build_parser() -> Parser:
     add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
-    add("--steps", type=integer(1), default=10, help="steps a measurement")
+    add("--steps", type=integer(1), default=5, help="steps a measurement")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
@@ -272,6 +281,7 @@ def build_parser() -> Parser:
     return parser
 
 
+@enough_memory()
 def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     shape = contents.network_of(options)

@@ -26,36 +26,55 @@ def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per
     return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
 
 
+class Step:
+    """One step of the optimiser on a batch; `totals` sums up loss and hits on the device, which none of it waits for.
+
+    `forward` computes the logits of a network; the two differ where it is compiled or one of several replicas. The
+    loss in `totals` is that without label smoothing, as in `loss_and_accuracy`.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: Optimizer,
+        runtime: Runtime,
+        label_smoothing: float = 0.0,
+    ):
+        self.forward, self.optimizer, self.label_smoothing = forward, optimizer, label_smoothing
+        self.processes = runtime.world_size
+        self.totals = torch.zeros(2, device=runtime.device)
+
+    def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:
+        """Learn from images (B, 3, H, W) and labels (B,), this process's share of a batch of `size` images."""
+        logits = self.forward(images)
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        self.optimizer.zero_grad()
+        (loss * self.processes / size).backward()  # several processes average their gradients
+        self.optimizer.step()
+        if self.label_smoothing:
+            loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
+        self.totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
+
+
 def train_one_epoch(
     network: nn.Module,
-    forward: Callable[[Tensor], Tensor],
+    step: Step,
     batches: Iterable[Batch],
-    optimizer: Optimizer,
     scheduler: LRScheduler,
     runtime: Runtime,
-    label_smoothing: float = 0.0,
     on_step: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """One step of optimiser and scheduler a batch; returns mean loss and accuracy over the images, as they were seen.
+    """A step of optimiser and scheduler a batch; returns mean loss and accuracy over the images, as they were seen.
 
-    `forward` computes the logits of `network`; the two differ where it is compiled or one of several replicas.
-    `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device: loss and accuracy
-    are summed there and read once, at the end; the loss without label smoothing, as in `loss_and_accuracy`.
+    `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device.
     """
     network.train()
-    totals = torch.zeros(2, device=runtime.device)
+    step.totals.zero_()
     for (images, labels), size in zip(batches, batches.sizes):
-        logits = forward(images)
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-        optimizer.zero_grad()
-        (loss * runtime.world_size / size).backward()  # several processes average their gradients
-        optimizer.step()
+        step(images, labels, size)
         scheduler.step()
-        if label_smoothing:
-            loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
-        totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
         on_step()
-    loss_sum, correct = runtime.sum(*totals.tolist())
+    loss_sum, correct = runtime.sum(*step.totals.tolist())
     return loss_sum / sum(batches.sizes), correct / sum(batches.sizes)
 
 

@@ -36,7 +36,8 @@ def interrupted(options: argparse.Namespace, kept: int) -> str:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
     # Epochs that a resumed run was given in addition are in no checkpoint before the first of them has ended.
     epochs = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
-    same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device") + " --sync-bn" * options.sync_bn
+    same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device")
+    same += " --sync-bn" * options.sync_bn + " --deterministic" * options.deterministic
     go_on = f"python train.py --resume{epochs}{same}"
     return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epoch{'s' * (kept > 1)}. To go on: {go_on}"
 

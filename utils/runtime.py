@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import time
 import warnings
@@ -21,12 +22,16 @@ from utils.errors import UserError, first_line, warn
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-# Images of training after which torch.compile has won back its start, on two cores: 30 s at 0.14 ms an image
-# (32-64-128 x 1), 0.17 ms (the default network) or 0.29 ms (24-48-96 x 2).
-COMPILE_PAYS_FROM = 200_000
+# Images of training after which torch.compile has won back its start (docs/speed.md). On two cores: 30 s at 0.14 to
+# 0.29 ms an image; on an H200: some 25 s at 6 us.
+COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+# Images of a forward pass: they divide 5,000, and larger ones are no faster. On a CPU they fit into the memory that a
+# training step has left, on a GPU they are few launches.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
 
@@ -43,6 +48,11 @@ class Runtime:
     def is_first(self) -> bool:
         """Whether this process is the one that writes files and prints."""
         return self.rank == 0
+
+    @property
+    def evaluation_batch(self) -> int:
+        """How many images to validate at once."""
+        return EVALUATION_BATCH.get(self.device.type, 500)
 
     def share(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
@@ -87,6 +97,13 @@ class Runtime:
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
+    def bf16_pays(self) -> bool:
+        """Whether mixed precision is the default here: on GPUs that have it, and on no CPU."""
+        if self.device.type != "cuda":
+            return False
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+
     def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`forward` in "fp32", or in mixed precision, "bf16": autocast, with weights and the loss in fp32.
 
@@ -98,10 +115,8 @@ class Runtime:
         advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
         if not torch.amp.is_autocast_available(self.device.type):
             raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; {advice}")
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                if not torch.cuda.is_bf16_supported(including_emulation=False):
-                    raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
+        if self.device.type == "cuda" and not self.bf16_pays():
+            raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
 
         def in_bf16(images: Tensor) -> Tensor:
             # Without an image, synchronised batch norm must offer its fp32 sums to those that have some.
@@ -134,12 +149,19 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def start(device_name: str) -> Iterator[Runtime]:
+def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
     """The runtime of this process on the device called `device_name`, among others if torchrun started it.
+
+    Args:
+        deterministic: let a GPU compute the same twice, for some of its speed; a CPU does anyway.
 
     Raises:
         UserError: if this machine or this torch has no such device.
     """
+    if deterministic:  # docs.pytorch.org/docs/stable/notes/randomness
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
     with enough_memory():
         if not distributed.is_torchelastic_launched():
             yield Runtime(choose_device(device_name))
@@ -232,8 +254,8 @@ def keep_freed_memory() -> None:
 
 
 def compile_pays(images: int, device: torch.device) -> bool:
-    """Whether compiling is won back within so many images of training (docs/speed.md); on MPS it is a prototype."""
-    return images >= COMPILE_PAYS_FROM and device.type != "mps"
+    """Whether compiling is won back within so many images of training; on other devices it is a prototype."""
+    return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)
 
 
 def compiler_works(runtime: Runtime) -> bool:
