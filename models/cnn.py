@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# 383,398 of at most 399,999 parameters, 46.7 million multiply-adds an image (docs/accuracy.md says why).
-WIDTHS = (16, 48, 96)
+# 385,158 of at most 399,999 parameters, 132.1 million multiply-adds an image (docs/accuracy.md says why).
+WIDTHS = (48, 64, 64)
 BLOCKS = (2, 2, 2)
 SE_REDUCTION = 8
 MIN_HIDDEN = 4  # channels within squeeze-and-excitation, where a division by SE_REDUCTION would leave fewer
