@@ -15,7 +15,7 @@ from utils.errors import UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
-AHEAD = 64  # batches made at once on a GPU, which takes hardly longer for them than for one
+AHEAD = 64  # batches made at once, on any device but a CPU, which would find them in its cache no more
 PADDING = 4  # pixels of zeros on each side, from which a crop of the image's own size is taken (arXiv 1512.03385)
 
 
@@ -153,16 +153,18 @@ class Batches:
 
     def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         count, device = len(self.split), self.split.images.device
-        order = torch.randperm(count, generator=generator).to(device)
-        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(device)
-        flips = torch.rand(count, generator=generator).lt(0.5).to(device)
         shares = list(self._shares())
-        for first in range(0, len(shares), self.ahead):
-            parts = shares[first : first + self.ahead]
-            places = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
-            index, sizes = order[places], [part.stop - part.start for part in parts]
-            images = crop_and_flip(self.split.images[index], corners[:, places], flips[places])
-            yield from zip(self._normalise(images).split(sizes), self.split.labels[index].split(sizes))
+        mine = torch.cat([torch.arange(share.start, share.stop) for share in shares])
+        order = torch.randperm(count, generator=generator)[mine].to(device)
+        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)[:, mine].to(device)
+        flips = torch.rand(count, generator=generator)[mine].lt(0.5).to(device)
+        sizes = [share.stop - share.start for share in shares]
+        groups = [sizes[first : first + self.ahead] for first in range(0, len(sizes), self.ahead)]
+        counts = [sum(group) for group in groups]
+        draws = order.split(counts), corners.split(counts, dim=1), flips.split(counts)
+        for group, index, corner, flip in zip(groups, *draws):
+            images = crop_and_flip(self.split.images[index], corner, flip)
+            yield from zip(self._normalise(images).split(group), self.split.labels[index].split(group))
 
     def _normalise(self, images: Tensor) -> Tensor:
         floats = images.to(torch.float32, memory_format=torch.channels_last)

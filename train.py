@@ -28,6 +28,7 @@ from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
+PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
 def build_parser() -> Parser:
@@ -69,7 +70,7 @@ def build_parser() -> Parser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training steps; bf16: autocast")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
     add("--deterministic", action="store_true", help="on a GPU the same weights each time, for some of its speed")
     return parser
 
@@ -104,8 +105,7 @@ class Run:
         self._load_data()
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
             options.compile = "on" if compile_pays(options.epochs * len(self.training), runtime.device) else "off"
-        if options.precision == "auto":
-            options.precision = "bf16" if runtime.bf16_pays() else "fp32"
+        options.precision = runtime.choose_precision(options.precision)  # likewise
         self.compiled = options.compile == "on" and compiler_works(runtime)
         self.history = []
         if saved:
@@ -140,7 +140,7 @@ class Run:
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
-        self.step = cuda_graph.fastest(engine.Step(forward, self.optimizer, runtime, options.label_smoothing))
+        self.step = cuda_graph.step_for(forward, self.optimizer, runtime, options.label_smoothing)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:

@@ -41,7 +41,8 @@ def empty_folder(tmp_path, monkeypatch):
 
 def start(script, *arguments, **options):
     """Start one of the programs as a user does; `text` pipes for what it says."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # An empty PYTHONUNBUFFERED is none, whatever this shell has set.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     command = [sys.executable, *program, *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options

@@ -1,4 +1,5 @@
 import functools
+import math
 import platform
 
 import numpy as np
@@ -12,7 +13,7 @@ from dataset import Batches, Split
 from models import ResidualCNN
 from utils import engine
 from utils.errors import UserError
-from utils.runtime import Runtime, compiled, derived_seed
+from utils.runtime import Runtime, compile_pays, compiled, derived_seed
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 CPU = Runtime(torch.device("cpu"))
@@ -61,6 +62,12 @@ def test_in_bf16_the_first_ten_steps_are_those_of_fp32_to_two_percent():
     exact, rounded = losses_of_ten_steps(fast=True), losses_of_ten_steps(fast=True, precision="bf16")
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("device, from_images", [("cpu", 200_000), ("cuda", 4_000_000), ("mps", math.inf)])
+def test_a_long_run_is_compiled_and_a_short_one_is_not(device, from_images):
+    for count in (199_999, 200_000, 90 * 45_000):
+        assert compile_pays(count, torch.device(device)) == (count >= from_images)
 
 
 def test_bf16_is_refused_where_torch_has_none():

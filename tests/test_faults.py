@@ -1,6 +1,7 @@
 """Training that no kill, full disk or bad file can take away: the real programs, and the plug really pulled."""
 
 import contextlib
+import fcntl
 import os
 import random
 import resource
@@ -14,10 +15,10 @@ import pytest
 import train
 from conftest import TINY, run, start
 from test_train import assert_same_run
-from utils import checkpoint
+from utils import checkpoint, messages
 from utils.errors import UserError
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "3"))
 EPOCHS = 40
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
@@ -77,6 +78,13 @@ def test_sigterm_does_the_same_and_nobody_need_listen():
     process.stdout.close()  # as in `2>&1 | tee log`
     assert process.wait(timeout=30) == 143
     assert checkpoint.saved_epochs(Path("checkpoints")) and os.path.exists("loss_curve.png")
+
+
+def test_how_to_go_on_names_what_no_checkpoint_holds():
+    options, _ = train.build_parser().parse("--deterministic --sync-bn --device cuda --data-dir my".split())
+    assert messages.interrupted(options, 2).endswith(
+        "train.py --resume --data-dir my --device cuda --sync-bn --deterministic"
+    )
 
 
 def test_how_to_go_on_names_the_epochs_that_were_added(trained):
@@ -148,6 +156,22 @@ def test_a_full_disk_behind_the_output_is_a_line():
         code, _, err = run("train.py", *TINY, "--epochs", "1", stdout=full)
     assert code == 2
     assert err.startswith("error: standard output: No space left on device;") and err.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_program_whose_reader_does_not_read_on(trained):
+    shutil.copytree(trained, "long")
+    saved = checkpoint.load_newest(Path("long"))
+    saved["history"] = [saved["history"][0] | {"epoch": epoch} for epoch in range(1, 81)]
+    checkpoint.save(Path("long"), saved | {"epoch": 80})
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # less than the table of 80 epochs
+    process = start("test.py", "--checkpoint-dir", "long", stdout=writer, stdin=subprocess.DEVNULL)
+    assert "no terminal to ask" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == ""
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_full_disk_behind_the_output_changes_no_exit_code(trained):

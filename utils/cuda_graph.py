@@ -1,55 +1,62 @@
 """A step of training as a single launch, on GPUs, whose kernels here are shorter than the way to them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from utils.engine import Step
+from utils.runtime import Runtime
 
 
-class GraphedStep:
+class GraphedStep(Step):
     """A `Step` that is captured as a CUDA graph, one for each size of batch (docs.pytorch.org/docs/stable/notes/cuda).
 
     The first step of a size runs as it is, and prepares what a capture must not: libraries, momentum, the compiler.
-    The second one is captured, and from then on replayed on what has been copied to where its images lay.
+    The second one is captured, and from then on replayed on what has been copied to where its images lay. The default
+    stream cannot be captured: from its construction on, this thread works on another.
     """
 
-    def __init__(self, step: Step):
-        self.step, self.totals = step, step.totals
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], optimizer: Optimizer, runtime: Runtime, label_smoothing: float = 0.0
+    ):
+        super().__init__(forward, optimizer, runtime, label_smoothing)
         self.prepared: set[int] = set()
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        device = step.totals.device
-        self.lr = torch.zeros((), device=device)  # where a replayed step finds it
-        for group in step.optimizer.param_groups:
-            group["fused"] = True  # the implementation of SGD that takes it from there
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # the default one cannot be captured
-        torch.cuda.synchronize(device)
+        self.lr = torch.zeros((), device=runtime.device)  # where a replayed step finds it
+        (group,) = optimizer.param_groups
+        group["fused"] = True  # the implementation of SGD that takes it from there
+        torch.cuda.set_stream(torch.cuda.Stream(runtime.device))
+        torch.cuda.synchronize(runtime.device)  # what the default stream has still to do for weights and images
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:
+        (group,) = self.optimizer.param_groups
+        number, group["lr"] = group["lr"], self.lr.fill_(group["lr"])  # a number would stay in the graph as it is now
+        try:
+            self._learn(images, labels, size)
+        finally:
+            group["lr"] = number
+
+    def _learn(self, images: Tensor, labels: Tensor, size: int) -> None:
         if size not in self.prepared:
             self.prepared.add(size)
-            self.step(images, labels, size)
+            super().__call__(images, labels, size)
             return
         if size not in self.graphs:
-            self.graphs[size] = self._capture(images, labels, size)
+            graph, captured = torch.cuda.CUDAGraph(), (images.clone(), labels.clone())
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                super().__call__(*captured, size)
+            self.graphs[size] = graph, *captured
         graph, captured_images, captured_labels = self.graphs[size]
         captured_images.copy_(images)
         captured_labels.copy_(labels)
-        (group,) = self.step.optimizer.param_groups
-        self.lr.fill_(group["lr"])
         graph.replay()
 
-    def _capture(self, images: Tensor, labels: Tensor, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
-        (group,) = self.step.optimizer.param_groups
-        number, group["lr"] = group["lr"], self.lr  # the number would stay in the graph as it is now
-        try:
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                self.step(images, labels, size)
-        finally:
-            group["lr"] = number
-        return graph, images, labels
 
-
-def fastest(step: Step) -> Step | GraphedStep:
-    """`step` as its device does it fastest; one in which several processes wait for each other is not captured."""
-    return GraphedStep(step) if step.totals.is_cuda and step.processes == 1 else step
+def step_for(
+    forward: Callable[[Tensor], Tensor], optimizer: Optimizer, runtime: Runtime, label_smoothing: float = 0.0
+) -> Step:
+    """A `Step` as the device does it fastest; one in which several processes wait for each other is not captured."""
+    kind = GraphedStep if runtime.device.type == "cuda" and runtime.world_size == 1 else Step
+    return kind(forward, optimizer, runtime, label_smoothing)

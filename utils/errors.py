@@ -42,6 +42,7 @@ def run_program(main: Callable[[], int]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
             signal.signal(number, _on_signal)
+    code = 0
     try:
         try:
             code = main()
@@ -51,15 +52,18 @@ def run_program(main: Callable[[], int]) -> None:
         except KeyboardInterrupt as interrupt:
             code = interrupt_code(interrupt)
         sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:  # while the reader of our output did not read on
+        _silence(sys.stdout)
+        code = interrupt_code(interrupt)
     except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
         _silence(sys.stdout)
-        code = 1
+        code = code or 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
             raise  # nothing that the user could do something about
         _report(f"{error.filename or 'standard output'}: {error.strerror}; mend that, or name another place")
         _silence(sys.stdout)
-        code = 2
+        code = code or 2
     sys.exit(code)
 
 

@@ -29,9 +29,9 @@ COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
-# Images of a forward pass: they divide 5,000, and larger ones are no faster. On a CPU they fit into the memory that a
-# training step has left, on a GPU they are few launches.
-EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
+# Images that validation passes through the network at once; all divide 5,000. On a CPU they fit into the memory that a
+# training step has left, and more are no faster; on a GPU they take fewer launches.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 1000, "mps": 500}
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
 
@@ -52,7 +52,7 @@ class Runtime:
     @property
     def evaluation_batch(self) -> int:
         """How many images to validate at once."""
-        return EVALUATION_BATCH.get(self.device.type, 500)
+        return EVALUATION_BATCH.get(self.device.type, 125)
 
     def share(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
@@ -97,12 +97,18 @@ class Runtime:
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
-    def bf16_pays(self) -> bool:
-        """Whether mixed precision is the default here: on GPUs that have it, and on no CPU."""
+    def has_bf16(self) -> bool:
+        """Whether this is a CUDA GPU that computes in bf16, rather than emulating it."""
         if self.device.type != "cuda":
             return False
         with torch.cuda.device(self.device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def choose_precision(self, name: str) -> str:
+        """The precision called `name`, "fp32" or "bf16"; "auto" is bf16 on GPUs that have it, and fp32 elsewhere."""
+        if name == "auto":
+            return "bf16" if self.has_bf16() else "fp32"
+        return name
 
     def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`forward` in "fp32", or in mixed precision, "bf16": autocast, with weights and the loss in fp32.
@@ -115,7 +121,7 @@ class Runtime:
         advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
         if not torch.amp.is_autocast_available(self.device.type):
             raise UserError(f"--precision bf16: torch has no autocast on {self.device.type}; {advice}")
-        if self.device.type == "cuda" and not self.bf16_pays():
+        if self.device.type == "cuda" and not self.has_bf16():
             raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
 
         def in_bf16(images: Tensor) -> Tensor:
