@@ -18,7 +18,7 @@ from test_train import assert_same_run
 from utils import checkpoint, messages
 from utils.errors import UserError
 
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "4"))
 EPOCHS = 40
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "25", "--compile", "off", "--resume"]
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
