@@ -2,7 +2,7 @@
 
 python train.py                                               the recipe, 90 epochs
 python train.py --resume                                      go on after an interruption
-python train.py --data synthetic --subset 2000 --epochs 3     a tour in about a minute, without CIFAR-10
+python train.py --data synthetic --subset 2000 --epochs 3     a tour in a minute or two, without CIFAR-10
 """
 
 import argparse

@@ -23,7 +23,7 @@ from utils.errors import UserError, first_line, warn
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 # Images of training after which torch.compile has won back its start (docs/speed.md). On two cores: 30 s at 0.14 to
-# 0.29 ms an image; on an H200: some 25 s at 6 us.
+# 0.29 ms an image; on an H200: 16 to 29 s at 6 us.
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
