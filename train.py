@@ -133,14 +133,10 @@ class Run:
             share = runtime.share(options.batch_size)
             forward = compiled(forward, share.stop - share.start, runtime.device)
         forward = runtime.in_precision(options.precision, forward)
-        self.optimizer = SGD(
-            self.network.parameters(),
-            options.lr,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            nesterov=options.nesterov,
-        )
-        self.step = cuda_graph.step_for(forward, self.optimizer, runtime, options.label_smoothing)
+        recipe = {name: getattr(options, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
+        self.optimizer = SGD(self.network.parameters(), **recipe)
+        step_class = cuda_graph.step_class(runtime)
+        self.step = step_class(forward, self.optimizer, runtime, options.label_smoothing)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:

@@ -8,14 +8,8 @@ torchrun --nproc-per-node 2 -m utils.benchmark                   what several pr
 import argparse
 import contextlib
 import functools
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,23 +22,14 @@ import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, contents, cuda_graph, engine, plot
-from utils.errors import UserError, run_program
+from utils.errors import run_program
+from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
 from utils.options import Parser, integer, real
 from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
-from utils.runtime import (
-    Runtime,
-    choose_device,
-    compiled,
-    compiler_works,
-    enough_memory,
-    keep_freed_memory,
-    seconds_of,
-    start,
-)
+from utils.runtime import Runtime, choose_device, compiled, compiler_works, enough_memory, keep_freed_memory, start
 
 TRAINING, VALIDATION = 45_000, 5_000  # images, as in train.py
 STEPS = {"cpu": 4}  # a measurement, where not 200
-SUBJECT = None  # in each of the measuring processes: the loop that it measures
 
 
 class ThisProject:
@@ -65,7 +50,7 @@ class ThisProject:
 
     def _step_with(self, forward: Callable[[Tensor], Tensor]) -> None:
         forward = self.runtime.in_precision(self.precision, forward)
-        self.step = cuda_graph.step_for(forward, self.optimizer, self.runtime)
+        self.step = cuda_graph.step_class(self.runtime)(forward, self.optimizer, self.runtime)
 
     def compile(self) -> float | None:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
@@ -134,38 +119,6 @@ def random_images(count: int) -> Split:
     return Split(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10)
 
 
-def peak_memory() -> float:
-    """Bytes that this process has had in memory at most."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _ask(subject: Callable, arguments: tuple, method: str, *values) -> float:
-    global SUBJECT
-    SUBJECT = SUBJECT or subject(*arguments)
-    return getattr(SUBJECT, method)(*values)
-
-
-@contextlib.contextmanager
-def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]:
-    """A process with one loop, and a function that asks it for measurements.
-
-    Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
-    """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(int)  # starts the process now, while the others start
-        yield lambda method, *values: pool.submit(_ask, subject, arguments, method, *values).result()
-
-
-def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """The median of each row, measured A B C A B C ..."""
-    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns)]
-    return {name: statistics.median(values[name] for values in rounds) for name in rows}
-
-
 EAGER, COMPILED = "this project, eager", "this project, compiled"
 LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled, if it can be
 
@@ -175,15 +128,6 @@ def multiply_adds(network: torch.nn.Module) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops() / 2
-
-
-def run_script(*arguments) -> float:
-    """Seconds that one of the programs takes, from the command to its end."""
-    started = time.perf_counter()
-    ended = subprocess.run([sys.executable, *map(str, arguments)], cwd=Path(__file__).parents[1], capture_output=True)
-    if ended.returncode:
-        raise UserError(f"{arguments[0]} failed, run it to see why: {' '.join(map(str, arguments))}")
-    return time.perf_counter() - started
 
 
 def time_files(shape: dict, device: str) -> dict[str, float]:

@@ -54,9 +54,6 @@ class GraphedStep(Step):
         graph.replay()
 
 
-def step_for(
-    forward: Callable[[Tensor], Tensor], optimizer: Optimizer, runtime: Runtime, label_smoothing: float = 0.0
-) -> Step:
-    """A `Step` as the device does it fastest; one in which several processes wait for each other is not captured."""
-    kind = GraphedStep if runtime.device.type == "cuda" and runtime.world_size == 1 else Step
-    return kind(forward, optimizer, runtime, label_smoothing)
+def step_class(runtime: Runtime) -> type[Step]:
+    """The kind of step that is fastest here; one in which several processes wait for each other is not captured."""
+    return GraphedStep if runtime.device.type == "cuda" and runtime.world_size == 1 else Step

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from models import ResidualCNN
-from utils.runtime import seconds_of
+from utils.measure import seconds_of
 
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
 WORKERS = min(16, os.cpu_count() or 1)  # where the loader has any

@@ -6,7 +6,6 @@ import gc
 import logging
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 # Images that validation passes through the network at once; all divide 5,000. On a CPU they fit into the memory that a
 # training step has left, and more are no faster; on a GPU they take fewer launches.
-EVALUATION_BATCH = {"cpu": 125, "cuda": 1000, "mps": 500}
+EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
 
@@ -285,15 +284,6 @@ def compiled(forward: Callable[[Tensor], Tensor], batch_size: int, device: torch
     # On a CPU torch's own random numbers for dropout come faster than the compiler's (docs/speed.md).
     fast = torch.compile(forward, dynamic=False, options={"fallback_random": device.type == "cpu"})
     return lambda images: (fast if len(images) == batch_size else forward)(images)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long `work` takes, until the device has done its part of it."""
-    started = time.perf_counter()
-    work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - started
 
 
 def derived_seed(*numbers: int) -> int:

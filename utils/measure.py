@@ -1,0 +1,67 @@
+"""How the benchmark measures: seconds, memory, in turns, each loop in a process of its own."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+
+SUBJECT = None  # in each of the measuring processes: the loop that it measures
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long `work` takes, until the device has done its part of it."""
+    started = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - started
+
+
+def run_script(*arguments) -> float:
+    """Seconds that one of the programs takes, from the command to its end."""
+    started = time.perf_counter()
+    ended = subprocess.run([sys.executable, *map(str, arguments)], cwd=Path(__file__).parents[1], capture_output=True)
+    if ended.returncode:
+        raise UserError(f"{arguments[0]} failed, run it to see why: {' '.join(map(str, arguments))}")
+    return time.perf_counter() - started
+
+
+def peak_memory() -> float:
+    """Bytes that this process has had in memory at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _ask(subject: Callable, arguments: tuple, method: str, *values) -> float:
+    global SUBJECT
+    SUBJECT = SUBJECT or subject(*arguments)
+    return getattr(SUBJECT, method)(*values)
+
+
+@contextmanager
+def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]:
+    """A process with one loop, and a function that asks it for measurements.
+
+    Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(int)  # starts the process now, while the others start
+        yield lambda method, *values: pool.submit(_ask, subject, arguments, method, *values).result()
+
+
+def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """The median of each row, measured A B C A B C ..."""
+    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns)]
+    return {name: statistics.median(values[name] for values in rounds) for name in rows}
