@@ -16,7 +16,7 @@ from utils.errors import UserError, first_line
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
 AHEAD = 64  # batches made at once, on any device but a CPU, which would find them in its cache no more
-PADDING = 4  # pixels of zeros on each side, from which a crop of the image's own size is taken (arXiv 1512.03385)
+PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,10 @@ class Batches:
         split: where to take them from; batches are made on its device.
         batch_size: images a batch; the last batch has what remains.
         mean, std: of each channel, on a scale from 0 to 1.
-        generator: a CPU generator that draws order, crops and flips, the same on every device; None: every image
-            once, in order and as it is.
+        generator: a CPU generator that draws order, crops, flips and squares, the same on every device; None: every
+            image once, in order and as it is.
         share: which part of a batch of a given size is this process's; by default all of it.
+        cutout: side of the square that `cut_out` blanks where there is a generator; 0: none.
 
     Attributes:
         sizes: images of each whole batch, all shares together.
@@ -125,8 +126,9 @@ class Batches:
         std: list[float],
         generator: torch.Generator | None = None,
         share: Callable[[int], slice] = lambda size: slice(0, size),
+        cutout: int = 0,
     ):
-        self.split, self.generator, self.share = split, generator, share
+        self.split, self.generator, self.share, self.cutout = split, generator, share, cutout
         self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
         device = split.images.device
         self.ahead = 1 if device.type == "cpu" else AHEAD
@@ -158,13 +160,16 @@ class Batches:
         order = torch.randperm(count, generator=generator)[mine].to(device)
         corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)[:, mine].to(device)
         flips = torch.rand(count, generator=generator)[mine].lt(0.5).to(device)
+        centres = torch.randint(0, self.split.images.shape[-1], (2, count), generator=generator)[:, mine].to(device)
         sizes = [share.stop - share.start for share in shares]
         groups = [sizes[first : first + self.ahead] for first in range(0, len(sizes), self.ahead)]
         counts = [sum(group) for group in groups]
-        draws = order.split(counts), corners.split(counts, dim=1), flips.split(counts)
-        for group, index, corner, flip in zip(groups, *draws):
-            images = crop_and_flip(self.split.images[index], corner, flip)
-            yield from zip(self._normalise(images).split(group), self.split.labels[index].split(group))
+        draws = (draw.split(counts, dim=-1) for draw in (order, corners, flips, centres))
+        for group, index, corner, flip, centre in zip(groups, *draws):
+            images = self._normalise(crop_and_flip(self.split.images[index], corner, flip))
+            if self.cutout:
+                images = cut_out(images, centre, self.cutout)
+            yield from zip(images.split(group), self.split.labels[index].split(group))
 
     def _normalise(self, images: Tensor) -> Tensor:
         floats = images.to(torch.float32, memory_format=torch.channels_last)
@@ -172,13 +177,30 @@ class Batches:
 
 
 def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
-    """Pad images (B, 3, H, W) with zeros, crop each at its own corner (2, B), mirror those whose flip (B,) is set."""
+    """Crop images (B, 3, H, W), each at its own corner (2, B), and mirror those whose flip (B,) is set.
+
+    What lies beyond an image's border is its own mirror image there.
+    """
     height, width = images.shape[2:]
-    padded = F.pad(images, (PADDING,) * 4)
+    rows, columns = (np.pad(np.arange(size), PADDING, mode="reflect") for size in (height, width))
+    padded = images[:, :, rows][:, :, :, columns]  # F.pad has this mode for floats alone on a GPU
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 9, 9, H, W): every crop there is, as a view
     top, left = corners
     crops = windows[torch.arange(len(images), device=images.device), :, top, left]
     return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
+    """Blank a square of images (B, 3, H, W) around each one's centre (2, B), with zeros: once normalised, the mean.
+
+    What of it lies beyond the border is lost (Cutout, DeVries and Taylor, arXiv 1708.04552, section 3.2).
+    """
+    inside = []
+    for size, centre in zip(images.shape[2:], centres):
+        offset = torch.arange(size, device=images.device) - centre[:, None] + side // 2  # (B, size)
+        inside.append((offset >= 0) & (offset < side))
+    rows, columns = inside
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
 def _read_cifar10(data_dir: Path, train: bool) -> Split:

@@ -27,7 +27,8 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
-SE_HELP = "factor by which squeeze-and-excitation narrows a block's channels, to 4 at least; 0: without"
+CUTOUT_HELP = "side of a square, in pixels, that is blanked in each training image; 0: none"
+DROPOUT_HELP = "dropout probability in the last stage's blocks; half of it in the others"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -44,13 +45,13 @@ def build_parser() -> Parser:
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
+    add("--cutout", type=integer(0, 32), default=0, help=CUTOUT_HELP)
     add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
-    add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help=SE_HELP)
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability in the last stage's blocks")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help=DROPOUT_HELP)
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
@@ -184,7 +185,7 @@ class Run:
 
     def batches(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> Batches:
         """This process's shares of the batches of `split`."""
-        return Batches(split, batch_size, self.mean, self.std, generator, self.runtime.share)
+        return Batches(split, batch_size, self.mean, self.std, generator, self.runtime.share, self.options.cutout)
 
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""

@@ -1,19 +1,16 @@
 """ResidualCNN: a compact residual network for 32x32 images.
 
-The layout is that of ResNet for CIFAR-10 (He et al., arXiv 1512.03385, section 4.2), with squeeze-and-excitation.
+The layout is that of ResNet for CIFAR-10 (He et al., arXiv 1512.03385, section 4.2).
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# 385,158 of at most 399,999 parameters, 132.1 million multiply-adds an image (docs/accuracy.md says why).
+# 379,514 of at most 399,999 parameters, 160.4 million multiply-adds an image (docs/accuracy.md says why).
 WIDTHS = (48, 64, 64)
 BLOCKS = (2, 2, 2)
-SE_REDUCTION = 8
-MIN_HIDDEN = 4  # channels within squeeze-and-excitation, where a division by SE_REDUCTION would leave fewer
 DROPOUT = 0.2
 CLASSES = 10
 
@@ -23,40 +20,21 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-class SqueezeExcitation(nn.Module):
-    """Weighs each channel by what all of them are on average (arXiv 1709.01507): (N, C, H, W) -> (N, C, H, W).
-
-    The weights are twice a sigmoid of what starts at zero: they lie between 0 and 2, and training starts with 1.
-    """
-
-    def __init__(self, channels: int, reduction: int):
-        super().__init__()
-        hidden = max(channels // reduction, MIN_HIDDEN)
-        self.reduce = nn.Linear(channels, hidden)
-        self.expand = nn.Linear(hidden, channels)
-        nn.init.zeros_(self.expand.weight)
-        nn.init.zeros_(self.expand.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = 2 * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean(dim=(2, 3))))))  # (N, C)
-        return x * weights[:, :, None, None]
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a skip connection: (N, in, H, W) -> (N, out, H/stride, W/stride).
 
-    Where the shape changes, the skip averages over its stride and goes through a 1x1 convolution (ResNet-D, arXiv
-    1812.01187, section 4.2). Dropout lies between the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4).
+    The second convolution has the stride: the first one still sees the full resolution. Where the shape changes, the
+    skip averages over its stride and goes through a 1x1 convolution (ResNet-D, arXiv 1812.01187, section 4.2). Dropout
+    lies between the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.se = SqueezeExcitation(out_channels, se_reduction) if se_reduction else nn.Identity()
         self.skip = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.skip = nn.Sequential(
@@ -65,8 +43,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.dropout(F.relu(self.bn1(self.conv1(x))))
-        residual = self.se(self.bn2(self.conv2(residual)))
-        return F.relu(self.skip(x) + residual)
+        return F.relu(self.skip(x) + self.bn2(self.conv2(residual)))
 
 
 class ResidualCNN(nn.Module):
@@ -75,8 +52,8 @@ class ResidualCNN(nn.Module):
     Args:
         widths: channels of each stage; every stage but the first halves the resolution.
         blocks: residual blocks of each stage, as many numbers as there are widths.
-        se_reduction: squeeze-and-excitation narrows a block's channels by this factor; 0: the blocks go without it.
-        dropout: probability with which the blocks of the last stage drop an activation while training.
+        dropout: probability with which the blocks of the last stage drop an activation while training; in the others
+            it is half of that.
 
     Raises:
         ValueError: if `blocks` and `widths` differ in length.
@@ -86,7 +63,6 @@ class ResidualCNN(nn.Module):
         self,
         widths: Sequence[int] = WIDTHS,
         blocks: Sequence[int] = BLOCKS,
-        se_reduction: int = SE_REDUCTION,
         dropout: float = DROPOUT,
     ):
         super().__init__()
@@ -97,10 +73,10 @@ class ResidualCNN(nn.Module):
         )
         stages, channels = [], widths[0]
         for stage, (width, count) in enumerate(zip(widths, blocks)):
-            last_stage = stage == len(widths) - 1
+            probability = dropout if stage == len(widths) - 1 else dropout / 2
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(ResidualBlock(channels, width, stride, se_reduction, dropout if last_stage else 0.0))
+                stages.append(ResidualBlock(channels, width, stride, probability))
                 channels = width
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, CLASSES)

@@ -3,10 +3,8 @@
 import sys
 
 import torch
-from torch import nn
 
 import train
-from models.cnn import SqueezeExcitation
 from utils.runtime import start
 
 OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --compile off".split()
@@ -16,10 +14,6 @@ def main(path):
     options, _ = train.build_parser().parse(OPTIONS)
     with start("cpu") as runtime:
         run = train.Run(options, runtime, train.build_network(options))
-        for module in run.network.modules():
-            if isinstance(module, SqueezeExcitation):
-                nn.init.ones_(module.expand.weight)  # from zero, the gradients before it would be zero
-                nn.init.ones_(module.reduce.bias)  # no hidden channel is dead
         validation = run.validate()
         network = run.network.eval()
         network.train = lambda mode=True: network  # batch statistics differ from process to process

@@ -1,9 +1,7 @@
 import pytest
 import torch
-from torch import nn
 
 from models import ResidualCNN, count_parameters
-from models.cnn import SqueezeExcitation
 
 
 def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
@@ -11,7 +9,7 @@ def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
 
 
 def test_resnet_20s_shape_has_its_0_27_million_parameters():
-    assert count_parameters(ResidualCNN((16, 32, 64), (3, 3, 3), se_reduction=0)) == pytest.approx(0.27e6, rel=0.02)
+    assert count_parameters(ResidualCNN((16, 32, 64), (3, 3, 3))) == pytest.approx(0.27e6, rel=0.02)
 
 
 def test_images_become_one_row_of_logits_each():
@@ -33,20 +31,17 @@ def test_where_the_resolution_halves_the_skip_sees_every_pixel():
     assert x.grad.abs().min() > 0
 
 
-def test_squeeze_and_excitation_weighs_whole_channels_at_first_all_alike():
-    torch.manual_seed(0)
-    weigh, x = SqueezeExcitation(4, reduction=2), torch.rand(2, 4, 8, 8)
-    assert torch.equal(weigh(x), x)
-    nn.init.ones_(weigh.reduce.weight)
-    nn.init.normal_(weigh.expand.weight)
-    weights = weigh(x) / x
-    torch.testing.assert_close(weights, weights[:, :, :1, :1].expand_as(weights))
-    assert 0 < weights.min() < weights.max() < 2
+def test_a_block_halves_the_resolution_after_its_first_convolution():
+    block, sizes = ResidualCNN((4, 8), (1, 1)).stages[1], []
+    for convolution in (block.conv1, block.conv2):
+        convolution.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    block(torch.zeros(1, 4, 8, 8))
+    assert sizes == [(8, 8, 8), (8, 4, 4)]
 
 
-def test_dropout_acts_in_the_last_stage_alone_and_only_in_training():
+def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
     network = ResidualCNN((4, 8), (1, 1), dropout=0.5)
-    assert [block.dropout.p for block in network.stages] == [0.0, 0.5]
+    assert [block.dropout.p for block in network.stages] == [0.25, 0.5]
     images = torch.rand(2, 3, 32, 32)
     network.eval()
     assert torch.equal(network(images), network(images))

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 import dataset
-from dataset import Batches, Split, crop_and_flip
+from dataset import Batches, Split, crop_and_flip, cut_out
 from utils import cifar10
 from utils.errors import UserError
 
@@ -88,13 +89,36 @@ def test_each_image_is_cropped_and_flipped_on_its_own():
     assert len(torch.unique(images.flatten(1), dim=0)) > 90
 
 
-def test_a_crop_is_a_window_of_the_zero_padded_image():
+def test_a_crop_is_a_window_of_the_image_with_a_mirrored_border():
     images = random_split(3).images
+    padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
     corners = torch.tensor([[4, 0, 8], [4, 0, 5]])
-    centre, top_left, flipped = crop_and_flip(images, corners, torch.tensor([False, False, True]))
-    assert torch.equal(centre, images[0])
-    assert torch.equal(top_left[:, 4:, 4:], images[1, :, :28, :28]) and not top_left[:, :4].any()
-    assert torch.equal(flipped.flip(2)[:, :28, :31], images[2, :, 4:, 1:])
+    centre, top_left, flipped = crop_and_flip(images, corners, torch.tensor([False, False, True])).numpy()
+    assert np.array_equal(centre, images[0])
+    assert np.array_equal(top_left, padded[1, :, :32, :32])
+    assert np.array_equal(flipped, padded[2, :, 8:40, 5:37][:, :, ::-1])
+
+
+def test_a_square_is_cut_out_of_each_image_and_off_at_its_border():
+    images = torch.ones(3, 3, 32, 32)
+    expected = images.clone()
+    expected[0, :, 6:14, 16:24] = 0
+    expected[1, :, :4, :5] = 0
+    expected[2, :, 27:, 27:] = 0
+    assert torch.equal(cut_out(images, torch.tensor([[10, 0, 31], [20, 1, 31]]), 8), expected)
+
+
+def test_squares_change_nothing_else_of_an_epoch_and_no_validation():
+    split = random_split(20)
+    whole, cut = (
+        torch.cat([images for images, _ in Batches(split, 8, MEAN, STD, torch.Generator().manual_seed(0), cutout=side)])
+        for side in (0, 8)
+    )
+    zeros = (cut == 0).all(dim=1)
+    assert ((zeros.sum(dim=(1, 2)) >= 16) & (zeros.sum(dim=(1, 2)) <= 64)).all()
+    assert torch.equal(cut, torch.where(zeros[:, None], 0, whole))
+    in_order = [torch.cat([images for images, _ in Batches(split, 8, MEAN, STD, cutout=side)]) for side in (0, 8)]
+    assert torch.equal(*in_order)
 
 
 def test_channel_statistics_are_mean_and_deviation_of_all_pixels():

@@ -232,7 +232,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         "--compile maybe",
         "--schedule cosine",
         "--label-smoothing 1",
-        "--se-reduction -1",
+        "--cutout 33",
         "--nesterov --momentum 0",
         "--sync-bn",
         "--no-such-option",

@@ -64,7 +64,7 @@ def test_history_csv_has_the_checkpoints_rows(trained):
     "recipe",
     [
         "--step-size 1 --compile off --precision bf16",
-        "--schedule one-cycle --nesterov --label-smoothing 0.1 --compile on",
+        "--schedule one-cycle --nesterov --label-smoothing 0.1 --cutout 8 --compile on",
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(recipe):
@@ -98,7 +98,9 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
         train.main(["--resume", "--epochs", "5"])
 
 
-@pytest.mark.parametrize("option", ["--nesterov", "--label-smoothing 0.5", "--schedule one-cycle", "--precision bf16"])
+@pytest.mark.parametrize(
+    "option", ["--nesterov", "--label-smoothing 0.5", "--cutout 8", "--schedule one-cycle", "--precision bf16"]
+)
 def test_each_option_of_the_recipe_changes_the_run(option, trained):
     plain = [row["train_loss"] for row in checkpoint.load_newest(trained)["history"][:2]]
     train.main([*TINY, "--epochs", "2", *option.split()])
@@ -182,7 +184,7 @@ def test_overwrite_removes_the_run_and_nothing_else(trained):
 
 
 def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
-    resnet_32 = "--widths 16 32 64 --blocks 5 5 5 --se-reduction 0".split()
+    resnet_32 = "--widths 16 32 64 --blocks 5 5 5".split()
     with pytest.raises(UserError, match=r"46\d,\d{3} trainable parameters, more than 399,999"):
         train.main([*TINY, *resnet_32])
     assert train.build_network(train.build_parser().parse([*resnet_32, "--max-parameters", "500000"])[0])
@@ -213,7 +215,7 @@ def test_what_is_left_to_the_program_is_decided_once_and_kept(trained):
 def test_the_checkpoint_holds_no_paths_and_no_device(trained):
     config = checkpoint.load(checkpoint.path_of(trained, 1))["config"]
     assert config.keys() == {"options", "network", "mean", "std"}
-    assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "se_reduction": 8, "dropout": 0.2}
+    assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2}
     assert not {"checkpoint_dir", "data_dir", "plot", "device", "resume", "overwrite"} & config["options"].keys()
 
 

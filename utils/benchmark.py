@@ -135,7 +135,7 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         where = ["--checkpoint-dir", folder, "--device", device]
-        network = ["--widths", *shape["widths"], "--blocks", *shape["blocks"], "--se-reduction", shape["se_reduction"]]
+        network = ["--widths", *shape["widths"], "--blocks", *shape["blocks"]]
         tiny = ["--data", "synthetic", "--subset", 128, "--epochs", 1, "--max-parameters", 10**9]
         run_script("train.py", *tiny, *network, *where)
         answer = run_script("test.py", "--epoch", 1, *where)
@@ -216,7 +216,6 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--widths", type=integer(1, 4096), metavar="N", nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
-    add("--se-reduction", type=integer(0, 4096), default=cnn.SE_REDUCTION, help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
     add("--steps", type=integer(1), help="steps a measurement (default: 4 on a CPU, 200 elsewhere)")

@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
 code from the file, reads it:
 
-    format      3
+    format      4
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
     optimizer   its state dict
@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError
 from utils.history import COLUMNS
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS = {"format": int, "model": dict, "config": dict}
 KEYS = WEIGHTS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
@@ -42,6 +42,7 @@ OPTIONS = {
     "step_size": int,
     "gamma": float,
     "label_smoothing": float,
+    "cutout": int,
     "seed": int,
     "data": ("cifar10", "synthetic"),
     "subset": (int, None),
@@ -51,7 +52,7 @@ OPTIONS = {
 }
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
-NETWORK = {"widths": [int], "blocks": [int], "se_reduction": int, "dropout": float}  # the arguments of ResidualCNN
+NETWORK = {"widths": [int], "blocks": [int], "dropout": float}  # the arguments of ResidualCNN
 
 
 def checkpoint_of(

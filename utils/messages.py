@@ -13,17 +13,17 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     """The facts of a run, a line each; `training`, `validation`: how many images."""
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
-    se = f", SE / {options.se_reduction}" if options.se_reduction else ""
     dropout = f", dropout {options.dropout:g}" if options.dropout else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
     sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
     course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size}"
     smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
+    cutout = f", cutout {options.cutout}" if options.cutout else ""
     facts = {
         "data": f"{what}: {training:,} training and {validation:,} validation images",
-        "network": f"ResidualCNN, blocks {shape}{se}{dropout}; {parameters:,} parameters",
-        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}",
+        "network": f"ResidualCNN, blocks {shape}{dropout}; {parameters:,} parameters",
+        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}{cutout}",
         "machine": machine,
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }
