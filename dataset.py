@@ -182,7 +182,7 @@ def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
     What lies beyond an image's border is its own mirror image there.
     """
     height, width = images.shape[2:]
-    rows, columns = (np.pad(np.arange(size), PADDING, mode="reflect") for size in (height, width))
+    rows, columns = (_mirrored(size, images.device) for size in (height, width))
     padded = images[:, :, rows][:, :, :, columns]  # F.pad has this mode for floats alone on a GPU
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 9, 9, H, W): every crop there is, as a view
     top, left = corners
@@ -190,8 +190,14 @@ def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
 
 
+def _mirrored(size: int, device: torch.device) -> Tensor:
+    """Indices of `size` pixels in a row and of PADDING more on each side, which mirror what lies within."""
+    index = torch.arange(-PADDING, size + PADDING, device=device).abs()
+    return size - 1 - (size - 1 - index).abs()
+
+
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Blank a square of images (B, 3, H, W) around each one's centre (2, B), with zeros: once normalised, the mean.
+    """Blank, in place, a square of images (B, 3, H, W) around each one's centre (2, B); zero is the mean, once normalised.
 
     What of it lies beyond the border is lost (Cutout, DeVries and Taylor, arXiv 1708.04552, section 3.2).
     """
@@ -200,7 +206,7 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
         offset = torch.arange(size, device=images.device) - centre[:, None] + side // 2  # (B, size)
         inside.append((offset >= 0) & (offset < side))
     rows, columns = inside
-    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
+    return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
 def _read_cifar10(data_dir: Path, train: bool) -> Split:

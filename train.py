@@ -27,7 +27,7 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
-CUTOUT_HELP = "side of a square, in pixels, that is blanked in each training image; 0: none"
+CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
 DROPOUT_HELP = "dropout probability in the last stage's blocks; half of it in the others"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
@@ -157,7 +157,7 @@ class Run:
         options, epoch = self.options, len(self.history) + 1
         started = time.perf_counter()
         torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout, process by process
-        generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops and flips
+        generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops, flips and squares
         batches = self.batches(self.training, options.batch_size, generator)
         lr = self.scheduler.get_last_lr()[0]
         no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal

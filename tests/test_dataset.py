@@ -71,7 +71,7 @@ def test_order_crops_and_flips_follow_from_the_seed():
 
 
 def test_batches_made_ahead_on_a_gpu_are_those_made_one_by_one():
-    halves = Batches(random_split(20), 4, MEAN, STD, share=lambda size: slice(size // 2, size))
+    halves = Batches(random_split(20), 4, MEAN, STD, share=lambda size: slice(size // 2, size), cutout=8)
     for batches in (halves, Batches(random_split(20), 8, MEAN, STD)):
         epochs = []
         for batches.ahead in (1, 2, 64):
@@ -105,7 +105,9 @@ def test_a_square_is_cut_out_of_each_image_and_off_at_its_border():
     expected[0, :, 6:14, 16:24] = 0
     expected[1, :, :4, :5] = 0
     expected[2, :, 27:, 27:] = 0
-    assert torch.equal(cut_out(images, torch.tensor([[10, 0, 31], [20, 1, 31]]), 8), expected)
+    images = images.contiguous(memory_format=torch.channels_last)
+    cut = cut_out(images, torch.tensor([[10, 0, 31], [20, 1, 31]]), 8)
+    assert torch.equal(cut, expected) and cut.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_squares_change_nothing_else_of_an_epoch_and_no_validation():
@@ -116,6 +118,7 @@ def test_squares_change_nothing_else_of_an_epoch_and_no_validation():
     )
     zeros = (cut == 0).all(dim=1)
     assert ((zeros.sum(dim=(1, 2)) >= 16) & (zeros.sum(dim=(1, 2)) <= 64)).all()
+    assert len(torch.unique(zeros.flatten(1), dim=0)) > 10
     assert torch.equal(cut, torch.where(zeros[:, None], 0, whole))
     in_order = [torch.cat([images for images, _ in Batches(split, 8, MEAN, STD, cutout=side)]) for side in (0, 8)]
     assert torch.equal(*in_order)

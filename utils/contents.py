@@ -11,8 +11,7 @@ code from the file, reads it:
     history     a list of rows, see utils/history.py
     config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images}
 
-A file of weights to take away, as in models/, has `format`, `model` and `config` alone, and its options may be those
-of an earlier version.
+A file of weights to take away, as in models/, has `format`, `model` and `config` alone.
 """
 
 import argparse
@@ -113,10 +112,7 @@ def check_contents(checkpoint: dict, keys: dict[str, type], file_size: int) -> N
     format_ = checkpoint.get("format")
     if type(format_) is int:  # before the rest, which may not be there in another format
         require(format_ <= FORMAT, f"it is of format {format_}, newer than this program, which reads {FORMAT}")
-        require(
-            format_ == FORMAT or not resumable,
-            f"it is of format {format_}, of an older program; this one reads {FORMAT}",
-        )
+        require(format_ == FORMAT, f"it is of format {format_}, of an older program; this one reads {FORMAT}")
     for key, kind in keys.items():
         require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
     _check_config(checkpoint["config"], resumable)
