@@ -197,7 +197,7 @@ def _mirrored(size: int, device: torch.device) -> Tensor:
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Blank, in place, a square of images (B, 3, H, W) around each one's centre (2, B); zero is the mean, once normalised.
+    """Set, in place, a square of images (B, 3, H, W) around each one's centre (2, B) to zero, the mean colour.
 
     What of it lies beyond the border is lost (Cutout, DeVries and Taylor, arXiv 1708.04552, section 3.2).
     """
