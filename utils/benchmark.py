@@ -1,6 +1,6 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                        the default network, two to three minutes
+python -m utils.benchmark                                        the default network, three to five minutes
 python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
