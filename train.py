@@ -28,7 +28,6 @@ from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
-DROPOUT_HELP = "dropout probability in the last stage's blocks; half of it in the others"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -51,7 +50,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help=DROPOUT_HELP)
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="probability in the last stage; half before")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
