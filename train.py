@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="probability in the last stage; half before")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability, last stage; half before")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
