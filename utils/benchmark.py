@@ -1,6 +1,6 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                        the default network, three to five minutes
+python -m utils.benchmark                                        the default network, in under three minutes
 python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
@@ -29,7 +29,8 @@ from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
 from utils.runtime import Runtime, choose_device, compiled, compiler_works, enough_memory, keep_freed_memory, start
 
 TRAINING, VALIDATION = 45_000, 5_000  # images, as in train.py
-STEPS = {"cpu": 4}  # a measurement, where not 200
+STEPS = 200  # a measurement, anywhere but on a CPU
+CPU_WORK = 320e6  # multiply-adds an image, times steps, of a measurement there: some three seconds on two slow cores
 
 
 class ThisProject:
@@ -42,10 +43,11 @@ class ThisProject:
         self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
-        training, validation = random_images(TRAINING), random_images(VALIDATION)
-        self.mean, self.std = dataset.channel_statistics(training.images)
-        self.kept = training.to(device), validation.to(device)  # train.py holds all of them
-        self.training, self.validation = self.kept[0][: steps * batch_size], self.kept[1][:1000]
+        self.training, self.validation = (random_images(count).to(device) for count in (TRAINING, VALIDATION))
+        self.mean, self.std = dataset.channel_statistics(self.training.images)
+        self.to_step = self.training[: steps * batch_size]
+        self.to_load = self.training[: max(steps, 32) * batch_size]
+        self.to_validate = self.validation[: 4 * self.runtime.evaluation_batch]
         self._step_with(self.network)
 
     def _step_with(self, forward: Callable[[Tensor], Tensor]) -> None:
@@ -66,9 +68,9 @@ class ThisProject:
 
     def train(self) -> float:
         """Images a second."""
-        for _ in range(2):  # the first step warms up, the second is captured on a GPU
-            self._train_on(self.training[: self.batch_size])
-        return len(self.training) / seconds_of(lambda: self._train_on(self.training), self.runtime.device)
+        for _ in range(1 if self.runtime.device.type == "cpu" else 2):  # to warm up; on a GPU the second is captured
+            self._train_on(self.to_step[: self.batch_size])
+        return len(self.to_step) / seconds_of(lambda: self._train_on(self.to_step), self.runtime.device)
 
     def _train_on(self, split: Split) -> None:
         engine.train_one_epoch(self.network, self.step, self._batches(split), self.scheduler, self.runtime)
@@ -79,12 +81,12 @@ class ThisProject:
 
     def load(self) -> float:
         """Seconds for an epoch's batches, without a step: gather, augment, normalise."""
-        seconds = seconds_of(lambda: [None for _ in self._batches(self.training)], self.runtime.device)
-        return seconds * TRAINING / len(self.training)
+        seconds = seconds_of(lambda: [None for _ in self._batches(self.to_load)], self.runtime.device)
+        return seconds * TRAINING / len(self.to_load)
 
     def augment(self) -> float:
         """Seconds for an epoch's crops and flips alone."""
-        split = self.training
+        split = self.to_load
         corners = torch.randint(0, 2 * dataset.PADDING + 1, (2, len(split)), device=split.images.device)
         flips = torch.rand(len(split), device=split.images.device) < 0.5
         parts = [slice(start, start + self.batch_size) for start in range(0, len(split), self.batch_size)]
@@ -96,12 +98,12 @@ class ThisProject:
 
     def validate(self) -> float:
         """Images a second."""
-        batches = Batches(self.validation, self.runtime.evaluation_batch, self.mean, self.std)
+        batches = Batches(self.to_validate, self.runtime.evaluation_batch, self.mean, self.std)
 
         def work():
             engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
 
-        return len(self.validation) / seconds_of(work, self.runtime.device)
+        return len(self.to_validate) / seconds_of(work, self.runtime.device)
 
     def infer(self) -> float:
         """Images a second of the bare forward pass."""
@@ -171,14 +173,15 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
     setup = (shape, options.batch_size, options.steps, device, options.precision)
     with contextlib.ExitStack() as stack:
         plain, eager, ours = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
+        rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
+        plain("train", WORKERS)  # not counted: it starts the workers, who stay
+        eager("train")  # nor this, and what follows: the first time takes longer
+        for measure in rest.values():
+            measure()
         compile_seconds = ours("compile") if options.compile == "on" else None
         best = COMPILED if compile_seconds else EAGER
         rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
         rows |= {EAGER: functools.partial(eager, "train")} | {best: functools.partial(ours, "train")}
-        rest = {name: functools.partial(ours, name) for name in ("load", "augment", "validate", "infer")}
-        plain("train", WORKERS)  # not counted: it starts the workers, who stay
-        for measure in rest.values():  # nor these: the loops warm up by themselves
-            measure()
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
     operations = 6 * multiply_adds(ResidualCNN(**shape))
@@ -218,7 +221,7 @@ def build_parser() -> Parser:
     add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images a step")
-    add("--steps", type=integer(1), help="steps a measurement (default: 4 on a CPU, 200 elsewhere)")
+    add("--steps", type=integer(1), help="steps a measurement (default: on a CPU 2 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
@@ -226,24 +229,26 @@ def build_parser() -> Parser:
     return parser
 
 
-def decide(options: argparse.Namespace, device: torch.device) -> None:
-    """Fill in what depends on the device."""
+def decide(options: argparse.Namespace, device: torch.device, network: torch.nn.Module) -> None:
+    """Fill in what depends on device and network."""
     options.precision = Runtime(device).choose_precision(options.precision)
-    options.steps = options.steps or STEPS.get(device.type, 200)
+    if options.steps is None:
+        on_cpu = min(max(2, round(CPU_WORK / multiply_adds(network))), 20)
+        options.steps = on_cpu if device.type == "cpu" else STEPS
 
 
 @enough_memory()
 def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     shape = contents.network_of(options)
+    network = ResidualCNN(**shape)
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
-            decide(options, runtime.device)
+            decide(options, runtime.device, network)
             measure_processes(shape, options, runtime)
         return 0
     device = choose_device(options.device)
-    decide(options, device)
-    network = ResidualCNN(**shape)
+    decide(options, device, network)
     print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
     print(
         f"network  {count_parameters(network):,} parameters, {multiply_adds(network) / 1e6:.1f} million multiply-adds"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
@@ -44,9 +44,13 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _ask(subject: Callable, arguments: tuple, method: str, *values) -> float:
+def _make(subject: Callable, arguments: tuple) -> None:
     global SUBJECT
-    SUBJECT = SUBJECT or subject(*arguments)
+    set_start_method(None, force=True)  # a DataLoader starts its workers as anywhere else, not as this process was
+    SUBJECT = subject(*arguments)
+
+
+def _ask(method: str, *values) -> float:
     return getattr(SUBJECT, method)(*values)
 
 
@@ -57,8 +61,13 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
     Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(int)  # starts the process now, while the others start
-        yield lambda method, *values: pool.submit(_ask, subject, arguments, method, *values).result()
+        made = pool.submit(_make, subject, arguments)  # now, while the others start
+
+        def ask(method: str, *values) -> float:
+            made.result()  # raises what went wrong there
+            return pool.submit(_ask, method, *values).result()
+
+        yield ask
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
