@@ -103,6 +103,7 @@ class Run:
     def __init__(self, options: argparse.Namespace, runtime: Runtime, network: ResidualCNN, saved: dict | None = None):
         self.options, self.runtime = options, runtime
         self._load_data()
+        keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
             options.compile = "on" if compile_pays(options.epochs * len(self.training), runtime.device) else "off"
         options.precision = runtime.choose_precision(options.precision)  # likewise
@@ -266,7 +267,6 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
     network = build_network(options)
-    keep_freed_memory()
     with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
         if saved and saved["epoch"] >= options.epochs:
             if runtime.is_first:

@@ -42,8 +42,8 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.dropout(F.relu(self.bn1(self.conv1(x))))
-        return F.relu(self.skip(x) + self.bn2(self.conv2(residual)))
+        residual = self.dropout(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return F.relu(self.skip(x) + self.bn2(self.conv2(residual)), inplace=True)
 
 
 class ResidualCNN(nn.Module):
@@ -69,7 +69,7 @@ class ResidualCNN(nn.Module):
         if len(widths) != len(blocks):
             raise ValueError(f"{len(widths)} widths but {len(blocks)} numbers of blocks")
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
         stages, channels = [], widths[0]
         for stage, (width, count) in enumerate(zip(widths, blocks)):
