@@ -222,9 +222,9 @@ def _draw_synthetic(count: int, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
     others = torch.randint(0, len(CLASSES), (count,), generator=generator)
-    share = 0.45 + 0.45 * torch.rand(count, 1, 1, 1, generator=generator)
-    images = share * patterns[labels] + (1 - share) * patterns[others]
-    shifts = torch.randint(-6, 7, (2, count), generator=generator)
-    images = torch.stack([image.roll((y, x), (1, 2)) for image, y, x in zip(images, *shifts.tolist())])
-    images += 0.1 * torch.randn(images.shape, generator=generator)
-    return Split((255 * images).clamp(0, 255).to(torch.uint8), labels)
+    shares = 0.45 + 0.45 * torch.rand(count, generator=generator)
+    shifts = torch.randint(-6, 7, (2, count), generator=generator).T
+    images = 0.1 * torch.randn(count, 3, 32, 32, generator=generator)
+    for image, label, other, share, shift in zip(images, *(draw.tolist() for draw in (labels, others, shares, shifts))):
+        image += torch.lerp(patterns[other], patterns[label], share).roll(shift, (1, 2))
+    return Split(images.mul_(255).clamp_(0, 255).to(torch.uint8), labels)

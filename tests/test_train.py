@@ -219,18 +219,20 @@ def test_the_checkpoint_holds_no_paths_and_no_device(trained):
     assert not {"checkpoint_dir", "data_dir", "plot", "device", "resume", "overwrite"} & config["options"].keys()
 
 
-@pytest.mark.parametrize("option", ["--epoch 3", "--lr=nan"])
-def test_a_bad_option_is_one_line_that_names_it(option, tmp_path):
-    code, out, err = run("train.py", *option.split(), cwd=tmp_path)
+def test_a_bad_option_is_one_line_that_names_it():
+    code, out, err = run("train.py", "--lr=nan")
     assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert option.replace("=", " ").split()[0] in err
+    assert err.startswith("error: ") and "--lr" in err and err.count("\n") == 1
     assert os.listdir() == []
 
 
-def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained):
-    code, _, err = run("train.py", *TINY, "--epochs", "1", "--deterministic")
-    assert (code, err) == (0, "")
+def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained, capfd, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which the option sets
+    try:
+        assert train.main([*TINY, "--epochs", "1", "--deterministic"]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert capfd.readouterr().err == ""
     assert_same_run("checkpoints", trained, 1)
 
 
