@@ -42,7 +42,8 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.dropout(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        # Dropout and ReLU commute; in this order training keeps one tensor less.
+        residual = F.relu(self.dropout(self.bn1(self.conv1(x))), inplace=True)
         return F.relu(self.skip(x) + self.bn2(self.conv2(residual)), inplace=True)
 
 
