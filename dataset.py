@@ -15,7 +15,7 @@ from utils.errors import UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
-AHEAD = 64  # batches made at once, on any device but a CPU, which would find them in its cache no more
+AHEAD = 64  # batches made at once; on a CPU one, since more would not stay in its cache
 PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
 
 

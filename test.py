@@ -22,6 +22,7 @@ from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
 from utils.errors import UserError, run_program
+from utils.files import make_folder
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
 from utils.runtime import Runtime, choose_device, enough_memory
 
@@ -120,7 +121,7 @@ def print_guesses(paths: list[Path], logits: Tensor) -> None:
 def give_verdict(options: argparse.Namespace, what: str, predict: Predict, data: str) -> None:
     """The verdict on the test images, and the report if one is asked for."""
     if options.report:
-        report.prepare_folder(options.report)
+        make_folder(options.report, report.ADVICE)
     split = dataset.load_test(data, options.data_dir)
     logits, labels = predict(split)
     print_verdict(what, data, logits, labels)

@@ -27,6 +27,7 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
+SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
@@ -40,7 +41,7 @@ def build_parser() -> Parser:
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=real(0, 1e6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
-    add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate, over the epochs")
+    add("--schedule", choices=("step", "one-cycle"), default="step", help=SCHEDULE_HELP)
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
@@ -48,7 +49,7 @@ def build_parser() -> Parser:
     add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
-    add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of each stage")
+    add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability, last stage; half before")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
@@ -61,7 +62,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=Path, help="the curve; without it loss_curve.png, in --checkpoint-dir if you name one")
+    add("--plot", type=Path, help="the curve, a PNG; without it loss_curve.png, in --checkpoint-dir if you name one")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
@@ -115,6 +116,7 @@ class Run:
         self._prepare_training(network)
         if saved:
             self._restore(path, saved)
+        self.config = contents.config_of(options, self.mean, self.std)
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
@@ -136,8 +138,7 @@ class Run:
         forward = runtime.in_precision(options.precision, forward)
         recipe = {name: getattr(options, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
         self.optimizer = SGD(self.network.parameters(), **recipe)
-        step_class = cuda_graph.step_class(runtime)
-        self.step = step_class(forward, self.optimizer, runtime, options.label_smoothing)
+        self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
     def _restore(self, path: Path, saved: dict) -> None:
@@ -162,8 +163,9 @@ class Run:
         lr = self.scheduler.get_last_lr()[0]
         no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
         with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
-            training = self.network, self.step, batches, self.scheduler, self.runtime
-            train_loss, train_accuracy = engine.train_one_epoch(*training, bar.update)
+            train_loss, train_accuracy = engine.train_one_epoch(
+                self.network, self.step, batches, self.scheduler, self.runtime, bar.update
+            )
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         return {
@@ -190,12 +192,9 @@ class Run:
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
         if self.runtime.is_first:
-            trained = self.network, self.optimizer, self.scheduler, [*self.history, row], self.config()
+            trained = self.network, self.optimizer, self.scheduler, [*self.history, row], self.config
             checkpoint.save(self.options.checkpoint_dir, contents.checkpoint_of(*trained))
         self.history.append(row)
-
-    def config(self) -> dict:
-        return contents.config_of(self.options, self.mean, self.std)
 
 
 def fit(run: Run, curve: plot.LossCurve) -> None:
@@ -215,8 +214,8 @@ def fit(run: Run, curve: plot.LossCurve) -> None:
             )
         run.keep(row)
         if run.runtime.is_first:
-            # The median: one epoch beside other work, or while the machine slept, says little about the next.
-            left = (epochs - row["epoch"]) * statistics.median(past["seconds"] for past in run.history[-10:])
+            # The median: an epoch in which the compiler started, or the machine slept, says little about the next.
+            left = (epochs - row["epoch"]) * statistics.median_low(past["seconds"] for past in run.history[-10:])
             run.runtime.say(f"{history.line(row, row is history.best_row(run.history))}{history.duration(left):>9}")
             if row["epoch"] < epochs:  # the whole run is drawn at its end
                 curve.draw_if_due(run.history)
@@ -273,7 +272,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
                 finish(options, saved)
             return 0
         run = Run(options, runtime, network, saved)
-        curve = plot.LossCurve(plot.curve_path(options), run.config(), count_parameters(run.network))
+        curve = plot.LossCurve(plot.curve_path(options), run.config, count_parameters(run.network))
         if runtime.is_first:
             curve.prepare()
             if options.overwrite:

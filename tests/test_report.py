@@ -102,5 +102,5 @@ def test_other_files_in_the_folder_stay():
 def test_a_folder_that_cannot_be_is_a_line_before_the_test_images_are_read(trained, monkeypatch):
     monkeypatch.setattr(dataset, "load_test", None)
     Path("report").touch()
-    with pytest.raises(UserError, match="cannot make the folder report: .*; name another folder with --report"):
+    with pytest.raises(UserError, match="cannot write to the folder report: .*; name another folder with --report"):
         test.main(["--epoch", "1", "--checkpoint-dir", str(trained), "--report", "report"])

@@ -1,1 +1,1 @@
-"""What train.py and test.py share."""
+"""What train.py and test.py are made of, and the benchmark."""

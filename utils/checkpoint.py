@@ -78,10 +78,19 @@ def save(folder: Path, checkpoint: dict) -> None:
     Raises:
         UserError: if the disk is full or the folder is not to be written.
     """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_file(path_of(folder, checkpoint["epoch"]), buffer.getbuffer(), DISK_ADVICE)
+    _write(path_of(folder, checkpoint["epoch"]), checkpoint)
     save_history(folder, checkpoint["history"])
+
+
+def save_weights(path: Path, checkpoint: dict) -> None:
+    """Write what classifies, without what only training needs. Raises as `save` does."""
+    _write(path, {key: checkpoint[key] for key in WEIGHTS})
+
+
+def _write(path: Path, content: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getbuffer(), DISK_ADVICE)
 
 
 def save_history(folder: Path, history: list[dict]) -> None:
@@ -105,13 +114,6 @@ def load(path: Path) -> dict:
         return _read(path)
     except ValueError as error:
         raise UserError(f"{path} is no usable checkpoint: {error}; {ADVICE}") from error
-
-
-def save_weights(path: Path, checkpoint: dict) -> None:
-    """Write what classifies, without what only training needs. Raises as `save` does."""
-    buffer = io.BytesIO()
-    torch.save({key: checkpoint[key] for key in WEIGHTS}, buffer)
-    write_file(path, buffer.getbuffer(), DISK_ADVICE)
 
 
 def load_weights(path: Path) -> dict:

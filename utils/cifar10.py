@@ -62,7 +62,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
     failures = []
     for url in MIRRORS:
         server = urlsplit(url).netloc
-        print(f"CIFAR-10 is not (or not intact) in {data_dir}, getting it from {archive} or {server}", flush=True)
+        print(f"CIFAR-10 is not (or not intact) in {data_dir}; taking it from {archive} or {server}", flush=True)
         try:
             with _download_manners():
                 # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
@@ -73,7 +73,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
     raise UserError(
         f"CIFAR-10 is not (or not intact) in {data_dir} and cannot be downloaded ({', '.join(failures)}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
-        "or try the program with --data synthetic"
+        "or try train.py --data synthetic"
     )
 
 

@@ -1,4 +1,4 @@
-"""A step of training as a single launch, on GPUs, whose kernels here are shorter than the way to them."""
+"""A step of training as a single launch, on GPUs: launching a kernel takes longer there than it runs."""
 
 from collections.abc import Callable
 

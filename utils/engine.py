@@ -27,10 +27,10 @@ def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per
 
 
 class Step:
-    """One step of the optimiser on a batch; `totals` sums up loss and hits on the device, which none of it waits for.
+    """One step of the optimiser on a batch; `totals` adds up loss and hits on the device, so that no step waits for it.
 
-    `forward` computes the logits of a network; the two differ where it is compiled or one of several replicas. The
-    loss in `totals` is that without label smoothing, as in `loss_and_accuracy`.
+    `forward` is the network, or its compiled or parallel form. The loss in `totals` is that without label smoothing,
+    as in `loss_and_accuracy`.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 from utils.errors import UserError
@@ -29,6 +30,20 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, advice: str) -> None:
+    """Make a folder, and find out before the work whose result goes into it whether that can be written.
+
+    Raises:
+        UserError: if not; `advice` says what to do about it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
 
 
 def _flush_folder(folder: Path) -> None:

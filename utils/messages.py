@@ -12,18 +12,19 @@ USUAL = {"checkpoint_dir": CHECKPOINT_DIR, "data_dir": DATA_DIR, "plot": None, "
 def header(options: argparse.Namespace, training: int, validation: int, parameters: int, machine: str) -> str:
     """The facts of a run, a line each; `training`, `validation`: how many images."""
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
-    shape = ", ".join(f"{count} x {width}" for width, count in zip(options.widths, options.blocks))
+    widths, blocks = ("-".join(map(str, numbers)) for numbers in (options.widths, options.blocks))
     dropout = f", dropout {options.dropout:g}" if options.dropout else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    sgd = f"{options.lr:g} / {options.momentum:g} / {options.weight_decay:g}" + " Nesterov" * options.nesterov
-    course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size}"
+    course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size} epochs"
+    momentum = "Nesterov " * options.nesterov + f"momentum {options.momentum:g}"
     smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
     cutout = f", cutout {options.cutout}" if options.cutout else ""
     facts = {
         "data": f"{what}: {training:,} training and {validation:,} validation images",
-        "network": f"ResidualCNN, blocks {shape}{dropout}; {parameters:,} parameters",
-        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}, SGD {sgd}, {course}{smoothing}{cutout}",
+        "network": f"ResidualCNN, widths {widths}, blocks {blocks}{dropout}; {parameters:,} parameters",
+        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}{smoothing}{cutout}",
+        "SGD": f"lr {options.lr:g}, {course}, {momentum}, weight decay {options.weight_decay:g}",
         "machine": machine,
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }

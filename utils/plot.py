@@ -1,9 +1,12 @@
-"""history -> loss_curve.png. `python -m utils.plot` redraws it from a checkpoint folder."""
+"""Draw loss_curve.png again, from a folder of checkpoints.
+
+python -m utils.plot                               the run in checkpoints/
+python -m utils.plot --checkpoint-dir other        another run, its picture beside it
+"""
 
 import argparse
 import math
 import statistics
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -11,14 +14,11 @@ from pathlib import Path
 from utils import checkpoint
 from utils.errors import UserError, run_program
 from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, picture, write_heading
+from utils.files import make_folder
 from utils.history import best_row
 from utils.options import CHECKPOINT_DIR, Parser
 
-DESCRIPTION = "Draw loss_curve.png again, from a folder of checkpoints."
-EXAMPLES = (
-    "python -m utils.plot                               the run in checkpoints/",
-    "python -m utils.plot --checkpoint-dir other        another run, its picture beside it",
-)
+ADVICE = "name another file with --plot"
 MIN_INTERVAL = 5.0  # seconds between two drawings
 FLOOR = 1e-4  # a loss below it is drawn at the lower edge
 OFF_SCALE = 10 * math.log(10)  # ten times the loss of pure guessing; one above it is drawn at the upper edge
@@ -34,7 +34,7 @@ def draw_loss_curve(path: Path, history: list[dict], facts: str) -> None:
     best = best_row(history)
     loss, accuracy = measured(best["val_loss"]), f"{best['val_accuracy']:.2%}"
     heading = f"○ epoch {best['epoch']}: lowest validation loss {loss}, validation accuracy {accuracy}"
-    with picture(path, 3.8, "name another file with --plot") as figure:
+    with picture(path, 3.8, ADVICE) as figure:
         figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.85), wspace=0.06)
         write_heading(figure, heading, facts, VALIDATION_COLOUR)
         losses, accuracies = figure.subplots(1, 2)
@@ -138,12 +138,7 @@ class LossCurve:
         Raises:
             UserError: if the picture could not be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path.parent):
-                pass
-        except OSError as error:
-            raise UserError(f"--plot {self.path}: {error.strerror}; name another file") from error
+        make_folder(self.path.parent, ADVICE)
         if self.path.is_dir():
             raise UserError(f"--plot {self.path}: is a folder; name a file")
 
@@ -179,10 +174,10 @@ def curve_path(options: argparse.Namespace) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("\n".join((DESCRIPTION, *EXAMPLES)), "python -m utils.plot")
+    parser = Parser(__doc__, "python -m utils.plot")
     add = parser.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
-    add("--plot", type=Path, default=None, help="picture to draw (default: where train.py draws it)")
+    add("--plot", type=Path, help="picture to draw (default: where train.py draws it)")
     options, _ = parser.parse(argv)
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
 from utils.figure import QUIET, VALIDATION_COLOUR, WIDTH, picture, write_heading
 from utils.files import write_file
 
@@ -15,18 +14,6 @@ ADVICE = "name another folder with --report"
 COLUMNS, MAX_ROWS = 6, 5  # of the grid of mistakes
 HEADING, LEFT, CELL_WIDTH, CELL_HEIGHT = 0.6, 0.125, 1.35, 1.7  # inches
 SIDE = 1.12  # inches of an image: at 200 dots an inch, 7 x 7 for each of its pixels
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of a report, before the work whose result goes into it.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; {ADVICE}") from error
 
 
 def write_report(
