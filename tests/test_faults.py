@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,47 +24,42 @@ LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "15", "--compile", "o
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
 
 
-def train_telling(writer):
-    sys.stdout = os.fdopen(writer, "w")
-    train.main(LONG_RUN)
+def kill(process, folder, inside_a_save, chance):
+    """Once it has kept another epoch, kill a run at any moment of the next two, or inside a save."""
+    kept = checkpoint.saved_epochs(folder)
+    while checkpoint.saved_epochs(folder) == kept:
+        assert process.is_alive()
+    if inside_a_save:
+        while process.is_alive() and not any(folder.glob("*.partial")):
+            pass
+    else:
+        process.join(chance.uniform(0, 2 * checkpoint.load_newest(folder)["history"][-1]["seconds"]))
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
-def kill(inside_a_save, chance):
-    """Start the run and kill it within a third of a second of its training, or inside a save.
-
-    A fork of this process, which has imported torch: eight programs more would take most of a minute to do so.
-    """
-    reader, writer = os.pipe()
-    process = get_context("fork").Process(target=train_telling, args=(writer,))
-    process.start()
-    os.close(writer)
-    with os.fdopen(reader) as output:
-        while "img/s" not in (line := output.readline()):
-            assert line, "it ended before it trained"
-        if not inside_a_save:
-            process.join(chance.uniform(0, 0.3))
-        else:
-            while process.is_alive() and not any(name.endswith(".partial") for name in os.listdir("checkpoints")):
-                pass
-        process.kill()
-        process.join()
-
-
-def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
-    chance, folder = random.Random(0), Path("checkpoints")
-    train.main([*LONG_RUN, "--checkpoint-dir", "whole"])  # and all is imported that training needs
+def test_killed_at_any_moment_a_run_ends_as_if_never_killed(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # at the end: of tqdm's semaphores, which the killed leave behind
+    starter = get_context("forkserver")  # which has torch already: eight programs would take most of a minute for that
+    starter.set_forkserver_preload(["torch._dynamo", "matplotlib.figure"])
+    chance, folder = random.Random(0), Path("checkpoints").absolute()
     kills = cut_off_saves = 0
     while kills < KILLS or cut_off_saves < KILLS // 4:
-        kill(inside_a_save=kills % 2 == 1, chance=chance)
+        process = starter.Process(target=train.main, args=([*LONG_RUN, "--checkpoint-dir", str(folder)],))
+        process.start()
+        kill(process, folder, inside_a_save=kills % 2 == 1, chance=chance)
         kills += 1
         cut_off_saves += any(folder.glob("*.partial"))
         for epoch in checkpoint.saved_epochs(folder):
             checkpoint.load(checkpoint.path_of(folder, epoch))
-    print(f"{kills} kills, {cut_off_saves} of them inside a save")
+    print(f"{kills} kills, {cut_off_saves} of them inside a save, {len(checkpoint.saved_epochs(folder))} epochs")
     code, _, err = run("train.py", *LONG_RUN)
     assert (code, err) == (0, "")
     assert not list(folder.glob("*.partial"))
     assert checkpoint.saved_epochs(folder) == list(range(1, EPOCHS + 1))
+    train.main([*LONG_RUN, "--checkpoint-dir", "whole"])
     assert_same_run("checkpoints", "whole", EPOCHS)
 
 

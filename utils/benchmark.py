@@ -43,8 +43,9 @@ class ThisProject:
         self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
-        self.training, self.validation = (random_images(count).to(device) for count in (TRAINING, VALIDATION))
-        self.mean, self.std = dataset.channel_statistics(self.training.images)
+        training, validation = random_images(TRAINING), random_images(VALIDATION)
+        self.mean, self.std = dataset.channel_statistics(training.images)
+        self.training, self.validation = training.to(device), validation.to(device)  # all of them, as in train.py
         self.to_step = self.training[: steps * batch_size]
         self.to_load = self.training[: max(steps, 32) * batch_size]
         self.to_validate = self.validation[: 4 * self.runtime.evaluation_batch]
@@ -125,8 +126,8 @@ EAGER, COMPILED = "this project, eager", "this project, compiled"
 LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled, if it can be
 
 
-def multiply_adds(network: torch.nn.Module) -> float:
-    """Of the forward pass of one image; training on it costs six operations for each."""
+def count_multiply_adds(network: torch.nn.Module) -> float:
+    """Of the forward pass of one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops() / 2
@@ -168,7 +169,7 @@ def print_epoch(seconds: dict[str, float]) -> None:
     print(f"{'all':<24}{total:10.2f} s")
 
 
-def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> None:
+def compare(shape: dict, options: argparse.Namespace, device: torch.device, multiply_adds: float) -> None:
     """Measure and print everything that one process on this machine can tell."""
     setup = (shape, options.batch_size, options.steps, device, options.precision)
     with contextlib.ExitStack() as stack:
@@ -184,7 +185,7 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device) -> N
         rows |= {EAGER: functools.partial(eager, "train")} | {best: functools.partial(ours, "train")}
         measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
         memory = ours("memory")
-    operations = 6 * multiply_adds(ResidualCNN(**shape))
+    operations = 6 * multiply_adds  # training on an image: forward pass, and twice as much backward, two each
     print_rates({name: measured[name] for name in rows}, measured["ceiling"], operations, options.precision)
     if compile_seconds:
         print(f"compiling took {compile_seconds:.1f} s, not counted")
@@ -229,11 +230,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def decide(options: argparse.Namespace, device: torch.device, network: torch.nn.Module) -> None:
+def decide(options: argparse.Namespace, device: torch.device, multiply_adds: float) -> None:
     """Fill in what depends on device and network."""
     options.precision = Runtime(device).choose_precision(options.precision)
     if options.steps is None:
-        on_cpu = min(max(2, round(CPU_WORK / multiply_adds(network))), 20)
+        on_cpu = min(max(2, round(CPU_WORK / multiply_adds)), 20)
         options.steps = on_cpu if device.type == "cpu" else STEPS
 
 
@@ -242,19 +243,18 @@ def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     shape = contents.network_of(options)
     network = ResidualCNN(**shape)
+    multiply_adds = count_multiply_adds(network)
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
-            decide(options, runtime.device, network)
+            decide(options, runtime.device, multiply_adds)
             measure_processes(shape, options, runtime)
         return 0
     device = choose_device(options.device)
-    decide(options, device, network)
+    decide(options, device, multiply_adds)
     print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
-    print(
-        f"network  {count_parameters(network):,} parameters, {multiply_adds(network) / 1e6:.1f} million multiply-adds"
-    )
+    print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
     print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}", flush=True)
-    compare(shape, options, device)
+    compare(shape, options, device, multiply_adds)
     return 0
 
 
