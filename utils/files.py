@@ -1,4 +1,4 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and the folders they go into."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Draw loss_curve.png again, from a folder of checkpoints.
+"""Draw loss_curve.png, from the history in a folder of checkpoints.
 
 python -m utils.plot                               the run in checkpoints/
 python -m utils.plot --checkpoint-dir other        another run, its picture beside it
