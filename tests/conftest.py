@@ -3,10 +3,13 @@
 import hashlib
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import traceback
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+import dataset
 import test
 import train
 from utils.errors import UserError
@@ -33,25 +37,62 @@ def ctrl_c_reaches_the_programs():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest with `&` has it ignored
 
 
+@pytest.fixture(scope="session", autouse=True)
+def synthetic_images_are_drawn_once():
+    dataset._draw_synthetic = cache(dataset._draw_synthetic)
+
+
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     """Every test works in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
 
 
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+# An empty PYTHONUNBUFFERED is none, whatever this shell has set.
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+
+
 def start(script, *arguments, **options):
     """Start one of the programs as a user does; `text` pipes for what it says."""
-    # An empty PYTHONUNBUFFERED is none, whatever this shell has set.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     command = [sys.executable, *program, *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
-    return subprocess.Popen(command, env=environment, text=True, **options)
+    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, **PIPES | options)
 
 
-def run(script, *arguments, **options):
+def start_warm(script, *arguments, prepare=lambda: None, **options):
+    """Like `start`, but forked from this process, which has torch already: importing it takes a program seconds.
+
+    `prepare` is called in the new process. For what the interpreter itself does at its start and end, use `start`.
+    """
+
+    def program():  # which Popen calls in the new process, and which never returns to have another one executed
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen's own pipe among them: by its end it knows of the start
+        prepare()
+        os.environ |= ENVIRONMENT
+        sys.argv = [str(ROOT / script), *map(str, arguments)]
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
+        code = 0
+        try:
+            if script.endswith(".py"):
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    return subprocess.Popen(sys.executable, preexec_fn=program, restore_signals=False, **PIPES | options)
+
+
+def run(script, *arguments, starter=start, **options):
     """Run one of the programs to its end; returns (exit code, stdout, stderr)."""
-    process = start(script, *arguments, **options)
+    process = starter(script, *arguments, **options)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 

@@ -1,5 +1,6 @@
 """Training that no kill, full disk or bad file can take away: the real programs, and the plug really pulled."""
 
+import contextlib
 import fcntl
 import os
 import random
@@ -7,13 +8,12 @@ import resource
 import shutil
 import signal
 import subprocess
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 import train
-from conftest import TINY, run, start
+from conftest import TINY, run, start, start_warm
 from test_train import assert_same_run
 from utils import checkpoint, messages
 from utils.errors import UserError
@@ -28,34 +28,29 @@ def kill(process, folder, inside_a_save, chance):
     """Once it has kept another epoch, kill a run at any moment of the next two, or inside a save."""
     kept = checkpoint.saved_epochs(folder)
     while checkpoint.saved_epochs(folder) == kept:
-        assert process.is_alive()
+        assert process.poll() is None
     if inside_a_save:
-        while process.is_alive() and not any(folder.glob("*.partial")):
+        while process.poll() is None and not any(folder.glob("*.partial")):
             pass
     else:
-        process.join(chance.uniform(0, 2 * checkpoint.load_newest(folder)["history"][-1]["seconds"]))
+        seconds = checkpoint.load_newest(folder)["history"][-1]["seconds"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, 2 * seconds))
     process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_at_any_moment_a_run_ends_as_if_never_killed(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # at the end: of tqdm's semaphores, which the killed leave behind
-    starter = get_context("forkserver")  # which has torch already: eight programs would take most of a minute for that
-    starter.set_forkserver_preload(["torch._dynamo", "matplotlib.figure"])
-    chance, folder = random.Random(0), Path("checkpoints").absolute()
+def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
+    chance, folder = random.Random(0), Path("checkpoints")
     kills = cut_off_saves = 0
     while kills < KILLS or cut_off_saves < KILLS // 4:
-        process = starter.Process(target=train.main, args=([*LONG_RUN, "--checkpoint-dir", str(folder)],))
-        process.start()
-        kill(process, folder, inside_a_save=kills % 2 == 1, chance=chance)
+        kill(start_warm("train.py", *LONG_RUN), folder, inside_a_save=kills % 2 == 1, chance=chance)
         kills += 1
         cut_off_saves += any(folder.glob("*.partial"))
         for epoch in checkpoint.saved_epochs(folder):
             checkpoint.load(checkpoint.path_of(folder, epoch))
     print(f"{kills} kills, {cut_off_saves} of them inside a save, {len(checkpoint.saved_epochs(folder))} epochs")
-    code, _, err = run("train.py", *LONG_RUN)
+    code, _, err = run("train.py", *LONG_RUN, starter=start_warm)
     assert (code, err) == (0, "")
     assert not list(folder.glob("*.partial"))
     assert checkpoint.saved_epochs(folder) == list(range(1, EPOCHS + 1))
@@ -64,7 +59,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_killed(monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on():
-    process = start("train.py", *ENDLESS)
+    process = start_warm("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   3"):
         pass
     process.send_signal(signal.SIGINT)
@@ -78,7 +73,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on():
 
 
 def test_sigterm_does_the_same_and_nobody_need_listen():
-    process = start("train.py", *ENDLESS, stderr=subprocess.STDOUT)
+    process = start_warm("train.py", *ENDLESS, stderr=subprocess.STDOUT)
     while not process.stdout.readline().startswith("   1"):
         pass
     process.send_signal(signal.SIGTERM)
@@ -96,7 +91,7 @@ def test_how_to_go_on_names_what_no_checkpoint_holds():
 
 def test_how_to_go_on_names_the_epochs_that_were_added(trained):
     shutil.copytree(trained, "checkpoints")
-    process = start("train.py", "--resume", "--epochs", "10000", "--plot", "my curve.png")
+    process = start_warm("train.py", "--resume", "--epochs", "10000", "--plot", "my curve.png")
     while not process.stdout.readline().startswith("epoch"):  # the head of the table
         pass
     process.send_signal(signal.SIGINT)
@@ -105,7 +100,7 @@ def test_how_to_go_on_names_the_epochs_that_were_added(trained):
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():
-    process = start("train.py", *ENDLESS)
+    process = start_warm("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   1"):
         pass
     while process.poll() is None:  # as from an impatient finger
@@ -121,7 +116,7 @@ def full_disk():
 def test_a_full_disk_is_a_line_and_leaves_other_epochs_whole(trained):
     shutil.copytree(trained, "checkpoints")
     before = {path.name: path.read_bytes() for path in Path("checkpoints").glob("epoch*")}
-    code, _, err = run("train.py", "--resume", "--epochs", "5", preexec_fn=full_disk)
+    code, _, err = run("train.py", "--resume", "--epochs", "5", starter=start_warm, prepare=full_disk)
     assert code == 2
     assert err.startswith("error: cannot write checkpoints/epoch_04.pth: File too large;") and err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in Path("checkpoints").glob("epoch*")} == before
@@ -134,7 +129,7 @@ def test_a_folder_below_a_file_is_refused():
 
 
 def test_a_folder_deleted_during_the_run_is_a_line():
-    process = start("train.py", *ENDLESS)
+    process = start_warm("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   2"):
         pass
     shutil.move("checkpoints", "away")
@@ -199,7 +194,7 @@ def test_a_run_that_diverges_stops_and_keeps_no_such_checkpoint(lr):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
-    process = start("train.py", *ENDLESS)
+    process = start_warm("train.py", *ENDLESS)
     while not process.stdout.readline().startswith("   1"):
         pass
     for option in ("--resume", "--overwrite"):

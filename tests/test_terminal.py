@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from conftest import TINY, start
+from conftest import TINY, start_warm
 
 
 def own_terminal():
@@ -24,7 +24,7 @@ def at_a_terminal(script, *arguments):
     """Start a program whose three streams are a terminal; returns it and the terminal's other end."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 80))
-    process = start(script, *arguments, stdin=its, stdout=its, stderr=its, preexec_fn=own_terminal)
+    process = start_warm(script, *arguments, stdin=its, stdout=its, stderr=its, prepare=own_terminal)
     os.close(its)
     return process, ours
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 
 import test
-from conftest import run
+from conftest import run, start_warm
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -65,7 +65,7 @@ def test_an_empty_folder_is_a_line():
 
 
 def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
-    code, out, err = run("test.py", "--checkpoint-dir", trained)
+    code, out, err = run("test.py", "--checkpoint-dir", trained, starter=start_warm)
     assert code == 2
     assert len(re.findall(r"^ +[123][* ]", out, re.M)) == 3 and out.count("*") == 2
     assert err == "error: no terminal to ask for an epoch; name it with --epoch\n"

@@ -4,8 +4,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,15 @@ import torch
 import several_processes
 import test
 import train
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, start_warm
 from utils import checkpoint
 
 SEVERAL = "tests/several_processes.py"
 
 
 def torchrun(processes, script, *arguments, options=()):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
-    command += [str(ROOT / script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    options = ["--standalone", f"--nproc-per-node={processes}", *options]
+    return start_warm("torch.distributed.run", *options, ROOT / script, *arguments)
 
 
 def done(process):

@@ -60,14 +60,17 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
     Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        made = pool.submit(_make, subject, arguments)  # now, while the others start
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    made = pool.submit(_make, subject, arguments)  # now, while the others start
 
-        def ask(method: str, *values) -> float:
-            made.result()  # raises what went wrong there
-            return pool.submit(_ask, method, *values).result()
+    def ask(method: str, *values) -> float:
+        made.result()  # raises what went wrong there
+        return pool.submit(_ask, method, *values).result()
 
+    try:
         yield ask
+    finally:
+        pool.shutdown(wait=False)  # its end takes seconds, in which the next thing can start
 
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
