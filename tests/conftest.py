@@ -1,5 +1,6 @@
 """What the tests share: a tiny run, CIFAR-10 in miniature, and the programs as a user starts them."""
 
+import gc
 import hashlib
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.datasets import CIFAR10
+from tqdm import tqdm
 
 import dataset
 import test
@@ -42,6 +45,13 @@ def synthetic_images_are_drawn_once():
     dataset._draw_synthetic = cache(dataset._draw_synthetic)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bars_share_nothing_with_forks():
+    """By default all forks have one lock, which a killed one would not give back, and a thread holds it at times."""
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
+
+
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     """Every test works in an empty folder of its own."""
@@ -63,29 +73,33 @@ def start(script, *arguments, **options):
 def start_warm(script, *arguments, prepare=lambda: None, **options):
     """Like `start`, but forked from this process, which has torch already: importing it takes a program seconds.
 
-    `prepare` is called in the new process. For what the interpreter itself does at its start and end, use `start`.
+    `prepare` is called in the new process. For what the interpreter itself does at its start and end, and for warnings,
+    which pytest collects, use `start`.
     """
 
     def program():  # which Popen calls in the new process, and which never returns to have another one executed
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen's own pipe among them: by its end it knows of the start
-        prepare()
+        os.closerange(3, 1024)  # Popen's own pipe among them: by its end it knows of the start
+        gc.enable()  # again: Popen has it off there
         os.environ |= ENVIRONMENT
         sys.argv = [str(ROOT / script), *map(str, arguments)]
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
-        code = 0
+        code = 1
         try:
+            prepare()
             if script.endswith(".py"):
                 runpy.run_path(sys.argv[0], run_name="__main__")
             else:
                 runpy.run_module(script, run_name="__main__", alter_sys=True)
+            code = 0
         except SystemExit as end:
             code = end.code or 0
         except BaseException:
             traceback.print_exc()
-            code = 1
         finally:
-            sys.stdout.flush()
-            os._exit(code)
+            try:
+                sys.stdout.flush()
+            finally:
+                os._exit(code)
 
     return subprocess.Popen(sys.executable, preexec_fn=program, restore_signals=False, **PIPES | options)
 

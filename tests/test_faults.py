@@ -19,7 +19,7 @@ from utils import checkpoint, messages
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
-EPOCHS = 3 * KILLS
+EPOCHS = 2 * KILLS + 4
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "15", "--compile", "off", "--resume"]
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
 
@@ -29,8 +29,10 @@ def kill(process, folder, inside_a_save, chance):
     kept = checkpoint.saved_epochs(folder)
     while checkpoint.saved_epochs(folder) == kept:
         assert process.poll() is None
+    newest = checkpoint.saved_epochs(folder)[-1]
     if inside_a_save:
-        while process.poll() is None and not any(folder.glob("*.partial")):
+        saves = [f"{checkpoint.path_of(folder, epoch)}.partial" for epoch in range(newest + 1, EPOCHS)]
+        while process.poll() is None and not any(map(os.path.exists, saves)):
             pass
     else:
         seconds = checkpoint.load_newest(folder)["history"][-1]["seconds"]
@@ -46,7 +48,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
     while kills < KILLS or cut_off_saves < KILLS // 4:
         kill(start_warm("train.py", *LONG_RUN), folder, inside_a_save=kills % 2 == 1, chance=chance)
         kills += 1
-        cut_off_saves += any(folder.glob("*.partial"))
+        cut_off_saves += any(folder.glob("epoch_*.partial"))
         for epoch in checkpoint.saved_epochs(folder):
             checkpoint.load(checkpoint.path_of(folder, epoch))
     print(f"{kills} kills, {cut_off_saves} of them inside a save, {len(checkpoint.saved_epochs(folder))} epochs")
