@@ -274,7 +274,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
         run = Run(options, runtime, network, saved)
         curve = plot.LossCurve(plot.curve_path(options), run.config, count_parameters(run.network))
         if runtime.is_first:
-            curve.prepare()
+            curve.prepare(new=not saved and not options.overwrite)
             if options.overwrite:
                 checkpoint.clear(options.checkpoint_dir)
             checkpoint.clear_leftovers(options.checkpoint_dir)

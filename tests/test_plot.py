@@ -173,6 +173,16 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
         drawn(RUNS["one epoch"])
 
 
+def test_a_picture_that_cannot_be_written_during_training_does_not_end_it():
+    curve = plot.LossCurve(Path("folder/curve.png"), CONFIG, 387_514)
+    curve.prepare()
+    os.rename("folder", "away")
+    curve.draw_if_due(RUNS["one epoch"])
+    os.rename("away", "folder")
+    curve.draw(RUNS["one epoch"])
+    assert curve.path.exists()
+
+
 def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path):
     code, out, err = run("utils.plot", "--checkpoint-dir", trained, "--plot", "new/again.png", cwd=tmp_path)
     assert (code, out, err) == (0, "new/again.png\n", "")

@@ -172,6 +172,15 @@ def test_a_folder_with_a_run_is_not_touched_unasked(trained):
         train.main([*TINY, "--checkpoint-dir", str(trained)])
 
 
+def test_the_curve_of_a_run_that_was_moved_away_stays():
+    Path("loss_curve.png").write_bytes(b"of a run that is elsewhere now")
+    with pytest.raises(UserError, match="loss_curve.png is there already; .*--overwrite"):
+        train.main([*TINY, "--epochs", "1"])
+    assert Path("loss_curve.png").read_bytes() == b"of a run that is elsewhere now"
+    assert checkpoint.saved_epochs(Path("checkpoints")) == []
+    assert train.main([*TINY, "--epochs", "1", "--plot", "other.png"]) == 0
+
+
 def test_overwrite_removes_the_run_and_nothing_else(trained):
     shutil.copytree(trained, "again")
     for name in ("notes.txt", "epoch_best.pth", "epoch_04.pth.partial"):

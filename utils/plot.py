@@ -5,6 +5,7 @@ python -m utils.plot --checkpoint-dir other        another run, its picture besi
 """
 
 import argparse
+import contextlib
 import math
 import statistics
 import time
@@ -132,21 +133,27 @@ class LossCurve:
         self.path, self.config, self.parameters = path, config, parameters
         self.quiet_until = 0.0
 
-    def prepare(self) -> None:
+    def prepare(self, new: bool = False) -> None:
         """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
-            UserError: if the picture could not be written.
+            UserError: if the picture could not be written, or is there already and must be a `new` one.
         """
         make_folder(self.path.parent, ADVICE)
         if self.path.is_dir():
             raise UserError(f"--plot {self.path}: is a folder; name a file")
+        if new and self.path.exists():
+            raise UserError(f"{self.path} is there already; move it away, use --overwrite, or {ADVICE}")
 
     def draw_if_due(self, history: list[dict]) -> None:
-        """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time."""
+        """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time.
+
+        A picture that cannot be written now does not end the training: at its end there is another one.
+        """
         started = time.monotonic()
         if started >= self.quiet_until:
-            self.draw(history)
+            with contextlib.suppress(UserError):
+                self.draw(history)
             self.quiet_until = time.monotonic() + max(MIN_INTERVAL, 20 * (time.monotonic() - started))
 
     def draw(self, history: list[dict]) -> None:

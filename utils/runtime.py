@@ -205,9 +205,12 @@ def _join_group(backend: str) -> None:
     """As torch.distributed.init_process_group, but with names of their own for what each restart puts into the store.
 
     torchrun keeps its store when it restarts the processes: without them, they would look for those that have ended.
+    Where it makes a new one each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), as it must on several machines, which
+    count their restarts each for itself, there is nothing to keep apart.
     """
     store, rank, count = next(distributed.rendezvous("env://", timeout=GROUP_TIMEOUT))
-    store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=GROUP_TIMEOUT)
 
 
