@@ -58,9 +58,16 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(request, monkeypatch):
+    """Where there is a GPU, too, the programs choose the CPU: what is compared here was trained on it."""
+    if request.module.__name__ != "test_cuda_graph":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 # An empty PYTHONUNBUFFERED is none, whatever this shell has set.
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(script, *arguments, **options):

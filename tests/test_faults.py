@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once():
         pass
     while process.poll() is None:  # as from an impatient finger
         process.send_signal(signal.SIGINT)
-    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode == -signal.SIGINT  # which ends the drawing of the curve, too
     assert "Traceback" not in process.stderr.read()
 
 
