@@ -216,7 +216,7 @@ def _agree(saved: list[dict], own: list[dict]) -> bool:
 def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
     """Put fresh optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
 
-    The scheduler is led there, through as many `steps`, and compared: there is no state it could be talked into.
+    The scheduler is stepped there, through as many `steps`, and compared, rather than loaded: no file can forge it.
 
     Raises:
         UserError: if that is not a state of theirs.

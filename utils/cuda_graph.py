@@ -14,8 +14,8 @@ class GraphedStep(Step):
     """A `Step` that is captured as a CUDA graph, one for each size of batch (docs.pytorch.org/docs/stable/notes/cuda).
 
     The first step of a size runs as it is, and prepares what a capture must not: libraries, momentum, the compiler.
-    The second one is captured, and from then on replayed on what has been copied to where its images lay. The default
-    stream cannot be captured: from its construction on, this thread works on another.
+    The second one is captured; for each later one, the batch is copied to where the captured one lay, and the graph is
+    replayed. The default stream cannot be captured: from its construction on, this thread works on another.
     """
 
     def __init__(

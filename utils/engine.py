@@ -1,4 +1,4 @@
-"""The loop bodies: one epoch of training, and an evaluation; and the schedule that the first one steps."""
+"""One epoch of training, predictions and their loss, and the schedule of the learning rate."""
 
 import argparse
 import math

@@ -102,7 +102,7 @@ def _draw_lines(axes, history: list[dict], quantity: str, printed, low: float, h
         side = "bottom" if name == upper else "top"  # so that the two never overlap
         beside = {"transform": axes.get_yaxis_transform(), "weight": "bold", "size": 8}
         axes.text(1.03, places[-1], text, color=colour, va=side, **beside)
-    axes.update_datalim([(1, 0.9 * axes.dataLim.y1)])  # a scale that is no magnifying glass
+    axes.update_datalim([(1, 0.9 * axes.dataLim.y1)])  # so that noise fills no picture
     best = best_row(history)
     place = min(max(best[f"val_{quantity}"], low), high)
     axes.plot(best["epoch"], place, "o", color=VALIDATION_COLOUR, markersize=9, fillstyle="none", clip_on=False)

@@ -143,7 +143,7 @@ class Runtime:
         synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
 
         def forward(images: Tensor) -> Tensor:
-            if len(images) > 0 or synchronised:  # synchronised batch norm waits for every process, and takes none
+            if len(images) > 0 or synchronised:  # synchronised batch norm needs every process, even without images
                 return replica(images)
             network.eval()  # its batch norms must not learn from it
             logits = replica(images.new_zeros(1, *images.shape[1:]))[:0]
