@@ -226,6 +226,8 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
     options, first = run.options, run.runtime.is_first
     try:
         fit(run, curve)
+        if first:
+            curve.draw(run.history)
     except (KeyboardInterrupt, UserError) as stop:
         if first and run.history:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
@@ -236,9 +238,7 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
             # The interrupt may have come between an epoch's file and its row in the history.
             warn(messages.interrupted(options, len(checkpoint.saved_epochs(options.checkpoint_dir))))
         return interrupt_code(stop)
-    if first:
-        curve.draw(run.history)
-        run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
+    run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
     return 0
 
 

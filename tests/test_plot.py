@@ -173,6 +173,12 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
         drawn(RUNS["one epoch"])
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_a_picture():
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match="--plot pipe: is a device or a pipe"):
+        plot.LossCurve(Path("pipe"), CONFIG, 387_514).prepare()
+
+
 def test_a_picture_that_cannot_be_written_during_training_does_not_end_it():
     curve = plot.LossCurve(Path("folder/curve.png"), CONFIG, 387_514)
     curve.prepare()

@@ -230,7 +230,7 @@ def test_the_checkpoint_holds_no_paths_and_no_device(trained):
 
 
 def test_a_bad_option_is_one_line_that_names_it():
-    code, out, err = run("train.py", "--lr=nan")
+    code, out, err = run("train.py", "--lr=nan\n1")
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and "--lr" in err and err.count("\n") == 1
     assert os.listdir() == []
@@ -248,3 +248,14 @@ def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained):
 def test_zero_is_fine_for_momentum_decay_dropout_and_seed():
     zeros = "--momentum 0 --weight-decay 0 --dropout 0 --seed 0".split()
     assert train.main([*TINY, *zeros, "--epochs", "1"]) == 0
+
+
+def test_names_that_only_resemble_a_runs_own_are_left_alone(trained):
+    shutil.copytree(trained, "run")
+    for name in ("epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"):
+        Path("run", name).write_text("mine")
+    assert checkpoint.saved_epochs(Path("run")) == [1, 2, 3]
+    assert train.main([*TINY, "--checkpoint-dir", "run", "--overwrite", "--epochs", "1"]) == 0
+    assert checkpoint.saved_epochs(Path("run")) == [1]
+    for name in ("epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"):
+        assert Path("run", name).read_text() == "mine"

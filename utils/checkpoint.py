@@ -29,9 +29,8 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 def saved_epochs(folder: Path) -> list[int]:
     """The epochs whose checkpoints are in `folder`, ascending; none if there is no such folder."""
-    matches = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in folder.glob("epoch_*.pth"))
-    numbers = (int(match[1]) for match in matches if match)
-    return sorted(number for number in numbers if path_of(folder, number).exists())
+    matches = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in folder.glob("epoch_*.pth") if path.exists())
+    return sorted(int(match[1]) for match in matches if match and match[0] == path_of(folder, int(match[1])).stem)
 
 
 @contextlib.contextmanager
@@ -57,8 +56,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a save that was cut off has left in `folder`."""
-    for pattern in ("epoch_*.pth", "history.csv"):
-        for path in folder.glob(pattern + PARTIAL):
+    for path in folder.glob("*" + PARTIAL):
+        if re.fullmatch(r"epoch_\d+\.pth|history\.csv", path.stem):
             path.unlink()
 
 

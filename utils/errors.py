@@ -36,7 +36,8 @@ def first_line(error: Exception) -> str:
 
 def run_program(main: Callable[[], int]) -> None:
     """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it is closed, as by `>&-`
+    sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
+    sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not have a form in the terminal's encoding
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,4 +88,5 @@ def _report(error: UserError | str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)
         error = f"process {rank}: {error}"
-    warn(f"error: {error}")
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in f"error: {error}")
+    warn(text)  # one line, whatever is in a file's name

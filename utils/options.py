@@ -27,9 +27,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations of options; raises `UserError` where argparse would print its usage."""
 
-    def __init__(self, docstring: str, prog: str | None = None):
+    def __init__(self, docstring: str | None, prog: str | None = None):
         """A page of help from a module's docstring: what it does, a blank line, and example commands."""
-        description, *examples = [line.strip() for line in docstring.splitlines() if line]
+        lines = (docstring or "").splitlines()  # there is none under `python -OO`
+        description, *examples = [line.strip() for line in lines if line] or [None]
         epilog = "\n  ".join(["examples:", *examples]) if examples else None
         super().__init__(
             prog, "%(prog)s [options]", description, epilog, formatter_class=HelpFormatter, allow_abbrev=False

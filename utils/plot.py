@@ -142,6 +142,8 @@ class LossCurve:
         make_folder(self.path.parent, ADVICE)
         if self.path.is_dir():
             raise UserError(f"--plot {self.path}: is a folder; name a file")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"--plot {self.path}: is a device or a pipe, which a picture would replace; name a file")
         if new and self.path.exists():
             raise UserError(f"{self.path} is there already; move it away, use --overwrite, or {ADVICE}")
 
