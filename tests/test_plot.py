@@ -175,7 +175,7 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
 
 def test_a_pipe_or_a_device_is_not_replaced_by_a_picture():
     os.mkfifo("pipe")
-    with pytest.raises(UserError, match="--plot pipe: is a device or a pipe"):
+    with pytest.raises(UserError, match="--plot pipe: is a folder, a device or a pipe"):
         plot.LossCurve(Path("pipe"), CONFIG, 387_514).prepare()
 
 

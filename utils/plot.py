@@ -140,10 +140,8 @@ class LossCurve:
             UserError: if the picture could not be written, or is there already and must be a `new` one.
         """
         make_folder(self.path.parent, ADVICE)
-        if self.path.is_dir():
-            raise UserError(f"--plot {self.path}: is a folder; name a file")
         if self.path.exists() and not self.path.is_file():
-            raise UserError(f"--plot {self.path}: is a device or a pipe, which a picture would replace; name a file")
+            raise UserError(f"--plot {self.path}: is a folder, a device or a pipe; name a file")
         if new and self.path.exists():
             raise UserError(f"{self.path} is there already; move it away, use --overwrite, or {ADVICE}")
 
