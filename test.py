@@ -24,7 +24,7 @@ from utils import checkpoint, engine, history, report
 from utils.errors import UserError, run_program
 from utils.files import make_folder
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
-from utils.runtime import Runtime, choose_device, enough_memory
+from utils.runtime import Runtime, choose_device, torch_trouble
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
 PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default", "best")}
@@ -162,7 +162,7 @@ def choose_checkpoint(options: argparse.Namespace) -> Path | None:
     return checkpoint.path_of(folder, epoch)
 
 
-@enough_memory()
+@torch_trouble()
 def main(argv: list[str] | None = None) -> int:
     options, _ = build_parser().parse(argv)
     device = choose_device(options.device)

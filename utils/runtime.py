@@ -167,7 +167,7 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
-    with enough_memory():
+    with torch_trouble():
         if not distributed.is_torchelastic_launched():
             yield Runtime(choose_device(device_name))
             return
@@ -184,8 +184,8 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
 
 
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
-    """Where memory does not suffice, on the device or beside it, say so in one line.
+def torch_trouble() -> Iterator[None]:
+    """Where memory does not suffice, on the device or beside it, or the compiler fails, say so in one line.
 
     Raises:
         UserError: in place of what torch raises then.
@@ -198,7 +198,14 @@ def enough_memory() -> Iterator[None]:
         phrases = "can't allocate memory", "not enough memory", "out of memory"  # of the CPU, on Windows; and of MPS
         if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
             raise UserError("not enough memory; try a smaller --batch-size") from error
+        if type(error).__module__ in ("torch._dynamo.exc", "torch._inductor.exc"):
+            raise UserError(f"torch.compile failed ({_compiler_says(error)}); go on with --compile off") from error
         raise
+
+
+def _compiler_says(error: Exception) -> str:
+    """Why it failed: what torch has wrapped up in an error of its own."""
+    return first_line(getattr(error, "inner_exception", error))
 
 
 def _join_group(backend: str) -> None:
@@ -273,8 +280,7 @@ def compiler_works(runtime: Runtime) -> bool:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error
         if runtime.is_first:
-            reason = first_line(error)
-            warn(f"note: training without torch.compile, which does not work here ({reason})")
+            warn(f"note: training without torch.compile, which does not work here ({_compiler_says(error)})")
         return False
     return True
 
