@@ -173,10 +173,12 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
         drawn(RUNS["one epoch"])
 
 
-def test_a_pipe_or_a_device_is_not_replaced_by_a_picture():
+def test_what_is_no_picture_is_not_replaced_by_one():
     os.mkfifo("pipe")
-    with pytest.raises(UserError, match="--plot pipe: is a folder, a device or a pipe"):
-        plot.LossCurve(Path("pipe"), CONFIG, 387_514).prepare()
+    Path("notes.txt").write_text("mine")
+    for name in ("pipe", "notes.txt"):
+        with pytest.raises(UserError, match=f"--plot {name}: there is something else than a PNG"):
+            plot.LossCurve(Path(name), CONFIG, 387_514).prepare()
 
 
 def test_a_picture_that_cannot_be_written_during_training_does_not_end_it():

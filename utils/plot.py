@@ -133,17 +133,15 @@ class LossCurve:
         self.path, self.config, self.parameters = path, config, parameters
         self.quiet_until = 0.0
 
-    def prepare(self, new: bool = False) -> None:
+    def prepare(self) -> None:
         """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
-            UserError: if the picture could not be written, or is there already and must be a `new` one.
+            UserError: if it could not be, or would replace what is no picture.
         """
         make_folder(self.path.parent, ADVICE)
-        if self.path.exists() and not self.path.is_file():
-            raise UserError(f"--plot {self.path}: is a folder, a device or a pipe; name a file")
-        if new and self.path.exists():
-            raise UserError(f"{self.path} is there already; move it away, use --overwrite, or {ADVICE}")
+        if self.path.exists() and not (self.path.is_file() and self.path.read_bytes().startswith(b"\x89PNG")):
+            raise UserError(f"--plot {self.path}: there is something else than a PNG; move it away, or {ADVICE}")
 
     def draw_if_due(self, history: list[dict]) -> None:
         """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time.
@@ -185,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
     add("--plot", type=Path, help="picture to draw (default: where train.py draws it)")
-    options, _ = parser.parse(argv)
+    options = parser.parse_args(argv)
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:
         raise UserError(f"there is no epoch in {options.checkpoint_dir}; train first, or name another --checkpoint-dir")
