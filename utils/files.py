@@ -1,7 +1,6 @@
 """Files that are never half-written, and the folders they go into."""
 
 import contextlib
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -24,7 +23,6 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _flush_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     finally:
@@ -44,16 +42,3 @@ def make_folder(folder: Path, advice: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can: Windows and some network drives flush no folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.ENOSPC):  # the disk's own trouble
-            raise
