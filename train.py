@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -37,9 +38,14 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
-    add("--lr", type=real(0, 1e6, open_low=True), default=0.1, help="learning rate of SGD: the highest of the schedule")
+    add(
+        "--lr",
+        type=real(0, 10**6, open_low=True),
+        default=0.1,
+        help="learning rate of SGD: the highest of the schedule",
+    )
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", type=real(0, 1e6), default=5e-4, help="weight decay (L2) of SGD")
+    add("--weight-decay", type=real(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
     add("--schedule", choices=("step", "one-cycle"), default="step", help=SCHEDULE_HELP)
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
@@ -254,11 +260,11 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
     print(messages.nothing_left(options))
 
 
-def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Runtime) -> int:
+def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime: Runtime) -> int:
     """The run that the options ask for; returns the exit code. Raises `UserError` for what cannot be done."""
     if options.sync_bn and runtime.device.type != "cuda":
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
-    options, saved = runtime.from_first(lambda: resume_point(parser, options, given))
+    options, saved = runtime.from_first(lambda: resume_point(parser, options, argv))
     if options.batch_size < runtime.world_size:
         raise UserError(
             f"--batch-size: {options.batch_size} for {runtime.world_size} processes; give each an image at least"
@@ -274,7 +280,7 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
         run = Run(options, runtime, network, saved)
         curve = plot.LossCurve(plot.curve_path(options), run.config, count_parameters(run.network))
         if runtime.is_first:
-            curve.prepare(new=not saved and not options.overwrite)
+            curve.prepare()
             if options.overwrite:
                 checkpoint.clear(options.checkpoint_dir)
             checkpoint.clear_leftovers(options.checkpoint_dir)
@@ -289,10 +295,10 @@ def train(parser: Parser, options: argparse.Namespace, given: dict, runtime: Run
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
-    options, given = parser.parse(argv)
+    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(argv)
     with start(options.device, options.deterministic) as runtime:
-        return train(parser, options, given, runtime)  # which leaves nothing behind that would hold the process group
+        return train(parser, options, argv, runtime)  # which leaves nothing behind that would hold the process group
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 
 
 
 def main(path):
-    options, _ = train.build_parser().parse(OPTIONS)
+    options = train.build_parser().parse_args(OPTIONS)
     with start("cpu") as runtime:
         run = train.Run(options, runtime, train.build_network(options))
         validation = run.validate()

@@ -34,7 +34,7 @@ def test_every_command_works(trained, monkeypatch):
     for command in COMMANDS:
         for words in (shlex.split(part, comments=True) for part in command.split("&&")):
             if words[0] == "torchrun":
-                train.build_parser().parse(words[words.index("train.py") + 1 :])  # run in test_torchrun.py
+                train.build_parser().parse_args(words[words.index("train.py") + 1 :])  # run in test_torchrun.py
             elif words[1] == "train.py":
                 resume = "--resume" in words
                 given = [*words[2:], *SHORT, "--epochs", "2"] if not resume else ["--resume", "--epochs", "3"]
@@ -45,7 +45,7 @@ def test_every_command_works(trained, monkeypatch):
             elif words[:3] == ["python", "-m", "utils.plot"]:
                 assert plot.main(words[3:]) == 0
             elif words[:3] == ["python", "-m", "utils.benchmark"]:
-                benchmark.build_parser().parse(words[3:])  # run in test_benchmark.py
+                benchmark.build_parser().parse_args(words[3:])  # run in test_benchmark.py
             else:
                 assert command.startswith("pip install -r requirements")
 

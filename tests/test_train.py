@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, run
+from conftest import TINY, change, run
 from utils import checkpoint
 from utils.errors import UserError
 from utils.history import COLUMNS
@@ -109,7 +109,7 @@ def test_each_option_of_the_recipe_changes_the_run(option, trained):
 
 
 def test_bf16_is_for_training_steps_and_validation_stays_in_fp32():
-    options, _ = train.build_parser().parse([*TINY, "--epochs", "1", "--precision", "bf16", "--compile", "off"])
+    options = train.build_parser().parse_args([*TINY, "--epochs", "1", "--precision", "bf16", "--compile", "off"])
     run, seen = train.Run(options, Runtime(torch.device("cpu")), train.build_network(options)), []
     run.network.stem[0].register_forward_hook(lambda _, __, output: seen.append((run.network.training, output.dtype)))
     run.train_epoch()
@@ -126,6 +126,12 @@ def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
 def test_a_finished_run_is_drawn_where_it_is_asked_for(trained):
     assert train.main(["--checkpoint-dir", str(trained), "--resume", "--plot", "new/curve.png"]) == 0
     assert Path("new/curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_whose_compiler_has_begun_to_fail_can_go_on_without_it(folder):
+    change(lambda saved: saved["config"]["options"].update(compile="on"))
+    assert train.main(["--resume", "--epochs", "4", "--compile", "off"]) == 0
+    assert checkpoint.load_newest(Path("checkpoints"))["config"]["options"]["compile"] == "off"
 
 
 def test_resuming_in_an_empty_folder_starts_at_the_beginning():
@@ -148,7 +154,7 @@ def test_a_finished_run_is_mended_where_a_kill_came_after_its_last_checkpoint(tr
     Path("killed/history.csv").write_text(whole[: whole.rindex("3,")])
     Path("killed/epoch_04.pth.partial").touch()
     curve = Path("killed/loss_curve.png")
-    curve.write_bytes(b"of an earlier epoch")
+    curve.write_bytes(b"\x89PNG, of an earlier epoch")
     os.utime(curve, (0, 0))
     assert train.main(["--checkpoint-dir", "killed", "--resume"]) == 0
     assert Path("killed/history.csv").read_text() == whole
@@ -172,15 +178,6 @@ def test_a_folder_with_a_run_is_not_touched_unasked(trained):
         train.main([*TINY, "--checkpoint-dir", str(trained)])
 
 
-def test_the_curve_of_a_run_that_was_moved_away_stays():
-    Path("loss_curve.png").write_bytes(b"of a run that is elsewhere now")
-    with pytest.raises(UserError, match="loss_curve.png is there already; .*--overwrite"):
-        train.main([*TINY, "--epochs", "1"])
-    assert Path("loss_curve.png").read_bytes() == b"of a run that is elsewhere now"
-    assert checkpoint.saved_epochs(Path("checkpoints")) == []
-    assert train.main([*TINY, "--epochs", "1", "--plot", "other.png"]) == 0
-
-
 def test_overwrite_removes_the_run_and_nothing_else(trained):
     shutil.copytree(trained, "again")
     for name in ("notes.txt", "epoch_best.pth", "epoch_04.pth.partial"):
@@ -197,7 +194,7 @@ def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
     resnet_32 = "--widths 16 32 64 --blocks 5 5 5".split()
     with pytest.raises(UserError, match=r"46\d,\d{3} trainable parameters, more than 399,999"):
         train.main([*TINY, *resnet_32])
-    assert train.build_network(train.build_parser().parse([*resnet_32, "--max-parameters", "500000"])[0])
+    assert train.build_network(train.build_parser().parse_args([*resnet_32, "--max-parameters", "500000"]))
 
 
 def test_training_reads_no_test_image(small_cifar10, monkeypatch):

@@ -26,7 +26,7 @@ from utils.errors import run_program
 from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
 from utils.options import Parser, integer, real
 from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
-from utils.runtime import Runtime, choose_device, compiled, compiler_works, torch_trouble, keep_freed_memory, start
+from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, start, torch_trouble
 
 TRAINING, VALIDATION = 45_000, 5_000  # images, as in train.py
 STEPS = 200  # a measurement, anywhere but on a CPU
@@ -240,7 +240,7 @@ def decide(options: argparse.Namespace, device: torch.device, multiply_adds: flo
 
 @torch_trouble()
 def main(argv: list[str] | None = None) -> int:
-    options, _ = build_parser().parse(argv)
+    options = build_parser().parse_args(argv)
     shape = contents.network_of(options)
     network = ResidualCNN(**shape)
     multiply_adds = count_multiply_adds(network)

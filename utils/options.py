@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from utils.errors import UserError
@@ -39,54 +40,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(f"{message}; see --help")
 
-    def parse(self, argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
-        """Parse `argv` (None: the command line); return all options, and as a dict those that were given."""
-        options = self.parse_args(argv)
-        # argparse fills in a default only where the namespace has no value yet, not even None.
-        only_given = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(options))))
-        return options, {name: value for name, value in vars(only_given).items() if value is not None}
 
-    def as_typed(self, values: dict) -> dict:
-        """Option values from a file, after the checks that they would pass on the command line; None: not given."""
-        arguments = []
-        for name, value in values.items():
-            if value is True:
-                arguments.append("--" + name.replace("_", "-"))
-            elif value is not None and value is not False:
-                texts = map(str, value if isinstance(value, list) else [value])
-                arguments += ["--" + name.replace("_", "-"), *texts]
-        options, _ = self.parse(arguments)
-        return {name: vars(options)[name] for name in values}
+def arguments_of(values: dict) -> list[str]:
+    """The command line that gives options these values; None and False: not given."""
+    arguments = []
+    for name, value in values.items():
+        if value is not None and value is not False:
+            texts = [] if value is True else map(str, value if isinstance(value, list) else [value])
+            arguments += ["--" + name.replace("_", "-"), *texts]
+    return arguments
 
 
-def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number from `low` to `high`."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return number
-
-    convert.metavar = "N"
-    return convert
-
-
-def real(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number of at least `low` (above it if `open_low`) and at most `high`."""
-    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+def number(kind: type, low: float, high: float = 2**31 - 1, open_low: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number of this `kind`, int or float, from `low` (above it if `open_low`) to `high`."""
+    bounds = f"above {low} and at most {high}" if open_low else f"from {low} to {high}"
 
     def convert(text: str) -> float:
         try:
-            number = float(text)
+            value = kind(text)
         except ValueError:
-            number = math.nan
-        if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number {bounds}")
-        return number
+            value = math.nan
+        if not low <= value <= high or (open_low and value == low):  # so it is with "nan", too
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number {bounds}")
+        return value
 
-    convert.metavar = "X"
+    convert.metavar = "N" if kind is int else "X"
     return convert
+
+
+integer, real = partial(number, int), partial(number, float)

@@ -4,13 +4,16 @@ import argparse
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.options import Parser
+from utils.options import Parser, arguments_of
 
 
-def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tuple[argparse.Namespace, dict | None]:
+def resume_point(
+    parser: Parser, options: argparse.Namespace, argv: list[str]
+) -> tuple[argparse.Namespace, dict | None]:
     """The options of this run and, with --resume, the checkpoint it goes on from (None: a run from the start).
 
-    What is not given on a resumed run's command line comes from the checkpoint; what is given must agree with it.
+    A resumed run's options are the checkpoint's recipe and, after it, those of the command line `argv`, which must
+    agree with that.
 
     Raises:
         UserError: for a folder that holds a run and neither --resume nor --overwrite, or an unusable checkpoint.
@@ -26,19 +29,19 @@ def resume_point(parser: Parser, options: argparse.Namespace, given: dict) -> tu
     if saved is None:
         return options, None
     path = checkpoint.path_of(folder, saved["epoch"])
-    try:
-        recipe = saved["config"]["options"] | saved["config"]["network"]
-        recipe = parser.as_typed(recipe)
-    except UserError as error:
-        raise UserError(f"{path} is no usable checkpoint: {error}; {checkpoint.ADVICE}") from error
-    for name in given.keys() & recipe.keys():
+    recipe = saved["config"]["options"] | saved["config"]["network"]
+    with checkpoint.usable(path):  # its values have to pass the checks of a command line, as `argv` has
+        options = parser.parse_args([*arguments_of(recipe), *argv])
+    for name, before in recipe.items():
+        value = getattr(options, name)
         # A one-cycle schedule has its end from the start; of the steps there can always be more.
-        longer = name == "epochs" and given[name] > recipe[name] and recipe["schedule"] == "step"
-        undecided = given[name] == "auto"
-        if given[name] != recipe[name] and not longer and not undecided:
+        longer = name == "epochs" and value > before and recipe["schedule"] == "step"
+        uncompiled = name == "compile" and value == "off"  # where the compiler has begun to fail
+        if value == "auto":  # decided when the run began
+            setattr(options, name, before)
+        elif value != before and not longer and not uncompiled:
             raise UserError(
-                f"--{name.replace('_', '-')} {given[name]} differs from {recipe[name]} in {path}; leave it out to "
-                "resume, or start another run with another --checkpoint-dir"
+                f"--{name.replace('_', '-')} {value} differs from {before} in {path}; leave it out to resume, or start "
+                "another run with another --checkpoint-dir"
             )
-    epochs = given.get("epochs", recipe["epochs"])
-    return argparse.Namespace(**vars(options) | recipe | {"epochs": epochs}), saved
+    return options, saved
