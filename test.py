@@ -21,6 +21,7 @@ import dataset
 from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
+from utils.contents import WEIGHTS
 from utils.errors import UserError, run_program
 from utils.files import make_folder
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
@@ -164,11 +165,11 @@ def choose_checkpoint(options: argparse.Namespace) -> Path | None:
 
 @torch_trouble()
 def main(argv: list[str] | None = None) -> int:
-    options, _ = build_parser().parse(argv)
+    options = build_parser().parse_args(argv)
     device = choose_device(options.device)
     if options.pretrained:
         path = PRETRAINED[options.pretrained]
-        saved, what = checkpoint.load_weights(path), f"models/{path.name}"
+        saved, what = checkpoint.load(path, WEIGHTS), f"models/{path.name}"
     else:
         path = choose_checkpoint(options)
         if path is None:

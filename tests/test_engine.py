@@ -13,7 +13,7 @@ from dataset import Batches, Split
 from models import ResidualCNN
 from utils import engine
 from utils.errors import UserError
-from utils.runtime import Runtime, compile_pays, compiled, derived_seed
+from utils.runtime import Runtime, compile_pays, compiled, derived_seed, torch_trouble
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 CPU = Runtime(torch.device("cpu"))
@@ -62,6 +62,17 @@ def test_in_bf16_the_first_ten_steps_are_those_of_fp32_to_two_percent():
     exact, rounded = losses_of_ten_steps(fast=True), losses_of_ten_steps(fast=True, precision="bf16")
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+
+
+def test_a_compiler_that_fails_is_a_line():
+    def backend(graph, inputs):
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(UserError, match=r"torch.compile failed \(.*No space left on device\); go on with --compile off"),
+        torch_trouble(),
+    ):
+        torch.compile(torch.neg, backend=backend)(torch.zeros(3))
 
 
 @pytest.mark.parametrize("device, from_images", [("cpu", 200_000), ("cuda", 4_000_000), ("mps", math.inf)])

@@ -94,5 +94,5 @@ def test_damaged_weights_are_refused_in_one_line(trained, monkeypatch):
     checkpoint.save_weights(Path("own.pth"), checkpoint.load(trained / "epoch_03.pth"))
     Path("own.pth").write_bytes(Path("own.pth").read_bytes()[:-100])
     monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
-    with pytest.raises(UserError, match="own.pth holds no usable weights: .*; get it again"):
+    with pytest.raises(UserError, match="own.pth is no usable checkpoint: .*; get it again"):
         test.main(["--pretrained", "default"])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
 
 DISK_ADVICE = "other files are untouched, mend that and go on with --resume"
-ADVICE = "test another epoch, or move it away to resume from an earlier one"
+ADVICE = "get it again, test another epoch, or move it away to resume from an earlier one"
 
 
 def path_of(folder: Path, epoch: int) -> Path:
@@ -29,12 +30,15 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 def saved_epochs(folder: Path) -> list[int]:
     """The epochs whose checkpoints are in `folder`, ascending; none if there is no such folder."""
-    matches = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in folder.glob("epoch_*.pth") if path.exists())
-    return sorted(int(match[1]) for match in matches if match and match[0] == path_of(folder, int(match[1])).stem)
+    try:
+        names = os.listdir(folder)  # unlike Path.glob, which takes a folder that may not be read for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"epoch_(\d+)\.pth", name))}
+    return sorted(epoch for epoch in numbers if path_of(folder, epoch).exists())
 
 
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> contextlib.AbstractContextManager:
     """Make `folder` if need be and hold it for this run alone. A run that was killed leaves no claim behind.
 
     Raises:
@@ -42,16 +46,11 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -103,28 +102,37 @@ def save_history(folder: Path, history: list[dict]) -> None:
         write_file(path, table, DISK_ADVICE)
 
 
-def load(path: Path) -> dict:
+@contextlib.contextmanager
+def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """What fails in this block is the fault of the checkpoint in `path`; `advice` says what to do about it.
+
+    Raises:
+        UserError: in place of what the block raises.
+    """
+    try:
+        yield
+    except Exception as error:  # a file from anywhere can fail in any way
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path} is no usable checkpoint: {reason}; {advice}") from error
+
+
+def load(path: Path, keys: dict[str, type] = KEYS, advice: str = ADVICE) -> dict:
     """The checkpoint in `path`, checked in every part that can be checked without the network. Runs no code from it.
+
+    `keys` are those it must have: `WEIGHTS` for what `save_weights` has written.
 
     Raises:
         UserError: if there is none, or it is damaged, of a newer format or not one of ours.
     """
-    try:
-        return _read(path)
-    except ValueError as error:
-        raise UserError(f"{path} is no usable checkpoint: {error}; {ADVICE}") from error
-
-
-def load_weights(path: Path) -> dict:
-    """What `save_weights` has written to `path`, checked as `load` does.
-
-    Raises:
-        UserError: if there is no such file, or it is damaged.
-    """
-    try:
-        return _read(path, WEIGHTS)
-    except ValueError as error:
-        raise UserError(f"{path} holds no usable weights: {error}; get it again from the repository") from error
+    with usable(path, advice):
+        data = path.read_bytes()
+        check_archive(data)
+        with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
+            checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        check_contents(checkpoint, keys, len(data))
+        if "epoch" in keys:
+            require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
+    return checkpoint
 
 
 def load_newest(folder: Path) -> dict | None:
@@ -133,44 +141,19 @@ def load_newest(folder: Path) -> dict | None:
     Raises:
         UserError: if it is not usable; the line names the newest epoch that is.
     """
-    epochs = saved_epochs(folder)
-    if not epochs:
+    paths = [path_of(folder, epoch) for epoch in reversed(saved_epochs(folder))]
+    if not paths:
         return None
-    newest = path_of(folder, epochs[-1])
     try:
-        return _read(newest)
-    except ValueError as error:
-        good = next((path_of(folder, epoch) for epoch in reversed(epochs[:-1]) if _usable(folder, epoch)), None)
-        advice = (
-            f"move it away to go on from {good}"
-            if good
-            else "no other epoch is usable, start anew in another --checkpoint-dir"
-        )
-        raise UserError(f"{newest} is no usable checkpoint: {error}; {advice}") from error
-
-
-def _usable(folder: Path, epoch: int) -> bool:
-    try:
-        return bool(_read(path_of(folder, epoch)))
-    except ValueError:
-        return False
-
-
-def _read(path: Path, keys: dict[str, type] = KEYS) -> dict:
-    """The checkpoint in `path`, with `keys` in it; a `ValueError` says in a line what is wrong with it."""
-    try:
-        data = path.read_bytes()
-        check_archive(data)
-        with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
-            checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        check_contents(checkpoint, keys, len(data))
-        if "epoch" in keys:
-            require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
-    except OSError as error:
-        raise ValueError(error.strerror) from error
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise ValueError(first_line(error)) from error
-    return checkpoint
+        return load(paths[0])
+    except UserError:
+        advice = "no other epoch is usable, start anew in another --checkpoint-dir"
+        for path in paths[1:]:
+            with contextlib.suppress(UserError):
+                load(path)
+                advice = f"move it away to go on from {path}"
+                break
+        return load(paths[0], advice=advice)  # to fail again, with that
 
 
 def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., nn.Module]) -> nn.Module:
@@ -180,7 +163,7 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
         UserError: if description and weights do not belong together.
     """
     arguments, weights = checkpoint["config"]["network"], checkpoint["model"]
-    try:
+    with usable(path):
         require(sum(arguments["blocks"]) <= len(weights), "its weights are those of another network than it describes")
         with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
             network = network_class(**arguments)
@@ -190,9 +173,6 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
         )
         require(found == expected, "its weights are those of another network than it describes")
         network.load_state_dict(weights, assign=True)
-    except Exception as error:  # the arguments are from a file, too
-        advice = ADVICE if "epoch" in checkpoint else "get it again from the repository"
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {advice}") from error
     return network
 
 
@@ -220,7 +200,7 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
     Raises:
         UserError: if that is not a state of theirs.
     """
-    try:
+    with usable(path):
         with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
             for _ in range(steps):
                 scheduler.step()
@@ -234,5 +214,3 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
             for name, tensor in state.items():
                 require(tensor.shape == parameter.shape, f"optimizer's {name!r} is of another shape")
                 check_tensor(f"optimizer's {name!r}", tensor)
-    except Exception as error:
-        raise UserError(f"{path} is no usable checkpoint: {first_line(error)}; {ADVICE}") from error

@@ -107,7 +107,6 @@ def check_contents(checkpoint: dict, keys: dict[str, type], file_size: int) -> N
 
     `file_size`, in bytes: no tensor from a file is larger than the file.
     """
-    resumable = "epoch" in keys
     require(isinstance(checkpoint, dict), "it holds no dict")
     format_ = checkpoint.get("format")
     if type(format_) is int:  # before the rest, which may not be there in another format
@@ -115,8 +114,8 @@ def check_contents(checkpoint: dict, keys: dict[str, type], file_size: int) -> N
         require(format_ == FORMAT, f"it is of format {format_}, of an older program; this one reads {FORMAT}")
     for key, kind in keys.items():
         require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
-    _check_config(checkpoint["config"], resumable)
-    if resumable:
+    _check_config(checkpoint["config"])
+    if "epoch" in keys:
         _check_history(checkpoint["history"], checkpoint["epoch"])
     for name, tensor in checkpoint["model"].items():
         require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is no state dict")
@@ -132,14 +131,11 @@ def _check_history(history: list, epoch: int) -> None:
         require(good, f"row {number} of its history is not as expected")
 
 
-def _check_config(config: dict, resumable: bool) -> None:
-    kinds = {"options": dict, "network": dict, "mean": list, "std": list}
-    for key, kind in kinds.items():
+def _check_config(config: dict) -> None:
+    for key, kind in {"options": dict, "network": dict, "mean": list, "std": list}.items():
         require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
-    options, expected = config["options"], OPTIONS
-    if not resumable:  # weights can be tested whatever else the options were
-        options, expected = {"data": options.get("data")}, {"data": OPTIONS["data"]}
-    for part, values, kinds in ("options", options, expected), ("network", config["network"], NETWORK):
+    for part, kinds in ("options", OPTIONS), ("network", NETWORK):
+        values = config[part]
         good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
         require(good, f"its config's {part!r} are not those of a run")
     shape = config["network"]["widths"] + config["network"]["blocks"]
