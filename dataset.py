@@ -172,8 +172,7 @@ class Batches:
             yield from zip(images.split(group), self.split.labels[index].split(group))
 
     def _normalise(self, images: Tensor) -> Tensor:
-        floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self.mean).div_(self.std)
+        return images.float().sub_(self.mean).div_(self.std)
 
 
 def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:

@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
         saved = checkpoint.load(path)
         what = f"epoch {saved['epoch']}"
     what += f", by {options.views} views of each image," * (options.views > 1)
-    network = checkpoint.rebuild_network(path, saved, ResidualCNN).to(device, memory_format=torch.channels_last)
+    network = checkpoint.rebuild_network(path, saved, ResidualCNN)
+    network.to(device, memory_format=Runtime(device).memory_format)
     config = saved["config"]
 
     def predict(split: Split) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class ThisProject:
         self.memory_at_start = peak_memory()
         keep_freed_memory()
         self.runtime, self.batch_size, self.precision = Runtime(device), batch_size, precision
-        self.network = ResidualCNN(**shape).to(device, memory_format=torch.channels_last)
+        self.network = ResidualCNN(**shape).to(device, memory_format=self.runtime.memory_format)
         self.optimizer = SGD(self.network.parameters(), **RECIPE)
         self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
         training, validation = random_images(TRAINING), random_images(VALIDATION)
@@ -109,7 +109,6 @@ class ThisProject:
     def infer(self) -> float:
         """Images a second of the bare forward pass."""
         images = torch.rand(self.runtime.evaluation_batch, 3, 32, 32, device=self.runtime.device)
-        images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             return len(images) / seconds_of(lambda: self.network.eval()(images), self.runtime.device)
 

@@ -22,6 +22,7 @@ from utils.history import COLUMNS
 
 DISK_ADVICE = "other files are untouched, mend that and go on with --resume"
 ADVICE = "get it again, test another epoch, or move it away to resume from an earlier one"
+STATISTICS = "running_mean", "running_var", "num_batches_tracked"  # of batch norms: no parameters
 
 
 def path_of(folder: Path, epoch: int) -> Path:
@@ -177,9 +178,8 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
 
 
 def trainable_parameters(checkpoint: dict) -> int:
-    """Number of trainable parameters of the network in a checkpoint: all but the statistics of its batch norms."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(statistics))
+    """Number of trainable parameters of the network in a checkpoint."""
+    return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(STATISTICS))
 
 
 def _agree(saved: list[dict], own: list[dict]) -> bool:
@@ -211,6 +211,8 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
         for parameter in optimizer.param_groups[0]["params"]:
             state = optimizer.state.get(parameter, {})
             require("momentum_buffer" in state or groups[0]["momentum"] == 0, "its optimizer has lost its momentum")
-            for name, tensor in state.items():
+            for name, tensor in list(state.items()):
                 require(tensor.shape == parameter.shape, f"optimizer's {name!r} is of another shape")
                 check_tensor(f"optimizer's {name!r}", tensor)
+                # In the parameter's own memory format, without which a fused SGD would mix up its elements.
+                state[name] = torch.empty_like(parameter).copy_(tensor)

@@ -49,6 +49,14 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """The order of a network's weights, and so of its activations, that is fastest here and right.
+
+        On MPS backward passes in channels last are wrong or abort (github.com/pytorch/pytorch/issues/175189, 175190).
+        """
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+
+    @property
     def evaluation_batch(self) -> int:
         """How many images to validate at once."""
         return EVALUATION_BATCH.get(self.device.type, 125)
