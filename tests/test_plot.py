@@ -174,10 +174,9 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
 
 
 def test_what_is_no_picture_is_not_replaced_by_one():
-    os.mkfifo("pipe")
-    Path("notes.txt").write_text("mine")
-    for name in ("pipe", "notes.txt"):
-        with pytest.raises(UserError, match=f"--plot {name}: there is something else than a PNG"):
+    os.mkfifo("pipe.png")
+    for name in ("pipe.png", "checkpoints/epoch_01.pth", "notes"):
+        with pytest.raises(UserError, match=f"--plot {name}: name a file, new or old, that ends in .png"):
             plot.LossCurve(Path(name), CONFIG, 387_514).prepare()
 
 

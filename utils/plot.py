@@ -137,11 +137,11 @@ class LossCurve:
         """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
-            UserError: if it could not be, or would replace what is no picture.
+            UserError: if it could not be, or is no PNG by its name.
         """
         make_folder(self.path.parent, ADVICE)
-        if self.path.exists() and not (self.path.is_file() and self.path.read_bytes().startswith(b"\x89PNG")):
-            raise UserError(f"--plot {self.path}: there is something else than a PNG; move it away, or {ADVICE}")
+        if self.path.suffix.lower() != ".png" or (self.path.exists() and not self.path.is_file()):
+            raise UserError(f"--plot {self.path}: name a file, new or old, that ends in .png")
 
     def draw_if_due(self, history: list[dict]) -> None:
         """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time.
