@@ -24,7 +24,7 @@ from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, contents, cuda_graph, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, real
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
 
@@ -136,7 +136,7 @@ class Run:
         options, runtime = self.options, self.runtime
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = network.to(runtime.device, memory_format=torch.channels_last)
+        self.network = network.to(runtime.device, memory_format=runtime.memory_format)
         forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
@@ -242,7 +242,8 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
             raise
         if first:  # on stderr: in `python train.py | tee log`, Ctrl-C ends the reader of stdout, too
             # The interrupt may have come between an epoch's file and its row in the history.
-            warn(messages.interrupted(options, len(checkpoint.saved_epochs(options.checkpoint_dir))))
+            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))
+            warn(messages.interrupted(options, kept, run.runtime.world_size))
         return interrupt_code(stop)
     run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
     return 0
@@ -262,15 +263,8 @@ def finish(options: argparse.Namespace, saved: dict) -> None:
 
 def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime: Runtime) -> int:
     """The run that the options ask for; returns the exit code. Raises `UserError` for what cannot be done."""
-    if options.sync_bn and runtime.device.type != "cuda":
-        raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     options, saved = runtime.from_first(lambda: resume_point(parser, options, argv))
-    if options.batch_size < runtime.world_size:
-        raise UserError(
-            f"--batch-size: {options.batch_size} for {runtime.world_size} processes; give each an image at least"
-        )
-    if options.nesterov and options.momentum == 0:
-        raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
+    check_together(options, runtime.device.type, runtime.world_size)
     network = build_network(options)
     with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
         if saved and saved["epoch"] >= options.epochs:

@@ -86,9 +86,9 @@ def test_sigterm_does_the_same_and_nobody_need_listen():
 
 def test_how_to_go_on_names_what_no_checkpoint_holds():
     options = train.build_parser().parse_args("--deterministic --sync-bn --device cuda --data-dir my".split())
-    assert messages.interrupted(options, 2).endswith(
-        "train.py --resume --data-dir my --device cuda --sync-bn --deterministic"
-    )
+    same = "train.py --resume --data-dir my --device cuda --sync-bn --deterministic"
+    assert messages.interrupted(options, 2).endswith(f"To go on: python {same}")
+    assert messages.interrupted(options, 2, processes=2).endswith(f"To go on: torchrun ... {same}")
 
 
 def test_how_to_go_on_names_the_epochs_that_were_added(trained):
@@ -142,9 +142,9 @@ def test_a_folder_deleted_during_the_run_is_a_line():
 
 
 def test_a_picture_that_cannot_be_written_is_found_before_training():
-    os.mkdir("folder")
-    with pytest.raises(UserError, match="--plot folder: there is something else than a PNG"):
-        train.main([*TINY, "--plot", "folder"])
+    os.mkdir("folder.png")
+    with pytest.raises(UserError, match="--plot folder.png: name a file"):
+        train.main([*TINY, "--plot", "folder.png"])
     assert checkpoint.saved_epochs(Path("checkpoints")) == []
 
 

@@ -134,6 +134,19 @@ def test_a_run_whose_compiler_has_begun_to_fail_can_go_on_without_it(folder):
     assert checkpoint.load_newest(Path("checkpoints"))["config"]["options"]["compile"] == "off"
 
 
+def test_the_momentum_of_a_run_on_another_device_gets_the_memory_format_of_its_weights(folder):
+    def as_on_mps(saved):
+        for state in saved["optimizer"]["state"].values():
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+
+    change(as_on_mps)
+    train.main(["--resume", "--epochs", "4"])
+    saved = checkpoint.load_newest(Path("checkpoints"))
+    buffers = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
+    weights = [tensor for name, tensor in saved["model"].items() if not name.endswith(checkpoint.STATISTICS)]
+    assert [tensor.stride() for tensor in buffers] == [tensor.stride() for tensor in weights]
+
+
 def test_resuming_in_an_empty_folder_starts_at_the_beginning():
     assert train.main([*TINY, "--epochs", "1", "--resume"]) == 0
     assert checkpoint.saved_epochs(Path("checkpoints")) == [1]

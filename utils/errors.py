@@ -39,7 +39,8 @@ def run_program(main: Callable[[], int]) -> None:
     sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not have a form in the terminal's encoding
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have no form in the terminal's encoding
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
             signal.signal(number, _on_signal)

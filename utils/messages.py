@@ -31,7 +31,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     return "\n".join(f"{name:<9}{fact}" for name, fact in facts.items())
 
 
-def interrupted(options: argparse.Namespace, kept: int) -> str:
+def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> str:
     """After Ctrl-C, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
@@ -39,7 +39,8 @@ def interrupted(options: argparse.Namespace, kept: int) -> str:
     epochs = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
     same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device")
     same += " --sync-bn" * options.sync_bn + " --deterministic" * options.deterministic
-    go_on = f"python train.py --resume{epochs}{same}"
+    program = "python train.py" if processes == 1 else "torchrun ... train.py"
+    go_on = f"{program} --resume{epochs}{same}"
     return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epoch{'s' * (kept > 1)}. To go on: {go_on}"
 
 
@@ -63,4 +64,5 @@ def _as_given(options: argparse.Namespace, *names: str) -> str:
     """Those of the options that differ from what they usually are, for a command to run next."""
     values = {name: getattr(options, name) for name in names}
     unusual = {name.replace("_", "-"): value for name, value in values.items() if value != USUAL[name]}
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in unusual.items())
+    texts = {name: value.as_posix() if isinstance(value, Path) else value for name, value in unusual.items()}
+    return "".join(f" --{name} {shlex.quote(text)}" for name, text in texts.items())

@@ -51,6 +51,20 @@ def arguments_of(values: dict) -> list[str]:
     return arguments
 
 
+def check_together(options: argparse.Namespace, device: str, processes: int) -> None:
+    """Refuse options of train.py that do not go together, or not with this kind of device or so many processes.
+
+    Raises:
+        UserError: if there are any.
+    """
+    if options.sync_bn and device != "cuda":
+        raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
+    if options.nesterov and options.momentum == 0:
+        raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
+    if options.batch_size < processes:
+        raise UserError(f"--batch-size: {options.batch_size} for {processes} processes; give each an image at least")
+
+
 def number(kind: type, low: float, high: float = 2**31 - 1, open_low: bool = False) -> Callable[[str], float]:
     """An argparse type: a number of this `kind`, int or float, from `low` (above it if `open_low`) to `high`."""
     bounds = f"above {low} and at most {high}" if open_low else f"from {low} to {high}"
