@@ -22,11 +22,11 @@ from tqdm import tqdm
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, contents, cuda_graph, engine, history, messages, plot
+from utils import checkpoint, compiler, contents, cuda_graph, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, real
 from utils.resume import resume_point
-from utils.runtime import Runtime, compile_pays, compiled, compiler_works, derived_seed, keep_freed_memory, start
+from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
@@ -112,9 +112,9 @@ class Run:
         self._load_data()
         keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
         if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
-            options.compile = "on" if compile_pays(options.epochs * len(self.training), runtime.device) else "off"
+            options.compile = "on" if compiler.pays(options.epochs * len(self.training), runtime.device) else "off"
         options.precision = runtime.choose_precision(options.precision)  # likewise
-        self.compiled = options.compile == "on" and compiler_works(runtime)
+        self.compiled = options.compile == "on" and compiler.works(runtime)
         self.history = []
         if saved:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
@@ -140,7 +140,7 @@ class Run:
         forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
-            forward = compiled(forward, share.stop - share.start, runtime.device)
+            forward = compiler.compiled(forward, share.stop - share.start, runtime.device)
         forward = runtime.in_precision(options.precision, forward)
         recipe = {name: getattr(options, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
         self.optimizer = SGD(self.network.parameters(), **recipe)

@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import StepLR
 
 from dataset import Batches, Split
 from models import ResidualCNN
-from utils import engine
+from utils import compiler, engine
 from utils.errors import UserError
-from utils.runtime import Runtime, compile_pays, compiled, derived_seed, torch_trouble
+from utils.runtime import Runtime, derived_seed, torch_trouble
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 CPU = Runtime(torch.device("cpu"))
@@ -33,7 +33,7 @@ def losses_of_ten_steps(fast, precision="fp32"):
     forward = network
     if fast:
         network = network.to(memory_format=torch.channels_last)
-        forward = CPU.in_precision(precision, compiled(network, 32, CPU.device))
+        forward = CPU.in_precision(precision, compiler.compiled(network, 32, CPU.device))
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = StepLR(optimizer, 30)
     losses = []
@@ -78,7 +78,7 @@ def test_a_compiler_that_fails_is_a_line():
 @pytest.mark.parametrize("device, from_images", [("cpu", 200_000), ("cuda", 4_000_000), ("mps", math.inf)])
 def test_a_long_run_is_compiled_and_a_short_one_is_not(device, from_images):
     for count in (199_999, 200_000, 90 * 45_000):
-        assert compile_pays(count, torch.device(device)) == (count >= from_images)
+        assert compiler.pays(count, torch.device(device)) == (count >= from_images)
 
 
 def test_bf16_is_refused_where_torch_has_none():

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, contents, cuda_graph, engine, plot
+from utils import checkpoint, compiler, contents, cuda_graph, engine, plot
 from utils.errors import run_program
 from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
 from utils.options import Parser, integer, real
 from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
-from utils.runtime import Runtime, choose_device, compiled, compiler_works, keep_freed_memory, start, torch_trouble
+from utils.runtime import Runtime, choose_device, keep_freed_memory, start, torch_trouble
 
 TRAINING, VALIDATION = 45_000, 5_000  # images, as in train.py
 STEPS = 200  # a measurement, anywhere but on a CPU
@@ -57,9 +57,9 @@ class ThisProject:
 
     def compile(self) -> float | None:
         """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
-        if not compiler_works(self.runtime):
+        if not compiler.works(self.runtime):
             return None
-        self._step_with(compiled(self.network, self.batch_size, self.runtime.device))
+        self._step_with(compiler.compiled(self.network, self.batch_size, self.runtime.device))
         return seconds_of(self.train, self.runtime.device)
 
     def divide_among(self, runtime: Runtime) -> None:

@@ -30,7 +30,8 @@ def interrupt_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without the pages that may follow."""
+    """What an exception says, or the one that torch's compiler has wrapped up in it, without pages that may follow."""
+    error = getattr(error, "inner_exception", error)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

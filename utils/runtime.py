@@ -1,10 +1,8 @@
-"""The machine a run is on: device, processes, compiler, allocator and seeds."""
+"""The machine a run is on: device, processes, allocator and seeds."""
 
 import contextlib
 import ctypes
 import gc
-import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,14 +14,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import UserError, first_line, warn
+from utils.errors import UserError, first_line
 
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-# Images of training after which torch.compile has won back its start (docs/speed.md). On two cores: 30 s at 0.14 to
-# 0.29 ms an image; on an H200: 16 to 29 s at 6 us.
-COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -207,13 +201,8 @@ def torch_trouble() -> Iterator[None]:
         if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
             raise UserError("not enough memory; try a smaller --batch-size") from error
         if type(error).__module__ in ("torch._dynamo.exc", "torch._inductor.exc"):
-            raise UserError(f"torch.compile failed ({_compiler_says(error)}); go on with --compile off") from error
+            raise UserError(f"torch.compile failed ({first_line(error)}); go on with --compile off") from error
         raise
-
-
-def _compiler_says(error: Exception) -> str:
-    """Why it failed: what torch has wrapped up in an error of its own."""
-    return first_line(getattr(error, "inner_exception", error))
 
 
 def _join_group(backend: str) -> None:
@@ -274,33 +263,6 @@ def keep_freed_memory() -> None:
         return
     if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # the most that older ones accept
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def compile_pays(images: int, device: torch.device) -> bool:
-    """Whether compiling is won back within so many images of training; on other devices it is a prototype."""
-    return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)
-
-
-def compiler_works(runtime: Runtime) -> bool:
-    """Whether torch.compile can compile for this device, found out by trying; if not, a line says why."""
-    torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
-    try:
-        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
-    except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error
-        if runtime.is_first:
-            warn(f"note: training without torch.compile, which does not work here ({_compiler_says(error)})")
-        return False
-    return True
-
-
-def compiled(forward: Callable[[Tensor], Tensor], batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """`forward`, compiled for batches of one size on `device`.
-
-    The last, shorter batch of an epoch is not compiled: a second compilation would cost more than it saves.
-    """
-    # On a CPU torch's own random numbers for dropout come faster than the compiler's (docs/speed.md).
-    fast = torch.compile(forward, dynamic=False, options={"fallback_random": device.type == "cpu"})
-    return lambda images: (fast if len(images) == batch_size else forward)(images)
 
 
 def derived_seed(*numbers: int) -> int:
