@@ -1,5 +1,6 @@
 """How the benchmark measures: seconds, memory, in turns, each loop in a process of its own."""
 
+import signal
 import statistics
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, set_start_method
+from multiprocessing import active_children, get_context, set_start_method
 from pathlib import Path
 
 import torch
@@ -61,7 +62,9 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
     Each has its own: how the allocator is tuned, and what it was used for before, would show in the next loop's times.
     """
     pool = ProcessPoolExecutor(1, get_context("spawn"))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a process inherits: Ctrl-C is for this one
     made = pool.submit(_make, subject, arguments)  # now, while the others start
+    signal.signal(signal.SIGINT, handler)
 
     def ask(method: str, *values) -> float:
         made.result()  # raises what went wrong there
@@ -69,6 +72,10 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
     try:
         yield ask
+    except KeyboardInterrupt:
+        for process in active_children():
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=False)  # its end takes seconds, in which the next thing can start
 
