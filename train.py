@@ -38,12 +38,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
-    add(
-        "--lr",
-        type=real(0, 10**6, open_low=True),
-        default=0.1,
-        help="learning rate of SGD: the highest of the schedule",
-    )
+    add("--lr", type=real(0, 10**6, open_low=True), default=0.1, help="learning rate of SGD: the schedule's highest")
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=real(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
