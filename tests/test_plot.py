@@ -190,7 +190,8 @@ def test_a_picture_that_cannot_be_written_during_training_does_not_end_it():
     assert curve.path.exists()
 
 
-def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path):
+def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null")  # where matplotlib would keep its cache
     code, out, err = run("utils.plot", "--checkpoint-dir", trained, "--plot", "new/again.png", cwd=tmp_path)
     assert (code, out, err) == (0, "new/again.png\n", "")
     assert (tmp_path / "new/again.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,6 +1,7 @@
 """What the pictures share: size, colours and type, and a heading."""
 
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ STYLE = {
 def picture(path: Path, height: float, advice: str) -> Iterator:
     """A matplotlib figure, `height` inches high, to draw into; then it is written to `path`, as by `write_file`."""
     os.environ["MPLBACKEND"] = "agg"  # Jupyter names its own to all programs, which may not be installed here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache is if not in $HOME
     from matplotlib import style  # half a second, which test.py need not wait for
     from matplotlib.figure import Figure
 
