@@ -24,6 +24,7 @@ from utils import checkpoint, engine, history, report
 from utils.contents import WEIGHTS
 from utils.errors import UserError, run_program
 from utils.files import make_folder
+from utils.image import read_image
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
 from utils.runtime import Runtime, choose_device, torch_trouble
 
@@ -134,7 +135,7 @@ def give_verdict(options: argparse.Namespace, what: str, predict: Predict, data:
 
 def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     """The most probable classes of the user's own pictures, which need no data set."""
-    images = torch.stack([dataset.read_image(path) for path in options.image])
+    images = torch.stack([read_image(path) for path in options.image])
     logits, _ = predict(Split(images, torch.zeros(len(images), dtype=torch.int64)))
     if data == "synthetic":
         print("note: this network has seen synthetic patterns alone; its classes are not what their names say")

@@ -1,0 +1,50 @@
+"""A user's own picture -> an image as CIFAR-10 has them."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from utils.errors import UserError, first_line
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture of any size and kind that Pillow reads, as uint8 (3, 32, 32): its middle square, made smaller.
+
+    Raises:
+        UserError: if it cannot be read, is no picture, or has more pixels than Pillow thinks sane (179 million).
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            side = min(upright.size)
+            left, top = (upright.width - side) // 2, (upright.height - side) // 2
+            square = _to_rgb(upright.crop((left, top, left + side, top + side)))
+            small = square.resize((32, 32), Image.Resampling.LANCZOS)  # an antialiasing filter
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is no picture of a known format; save it as PNG or JPEG") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large a picture ({first_line(error)}); make it smaller first") from error
+    except Exception as error:  # a file from anywhere can fail in any way
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"cannot read the picture {path}: {reason}; name another file") from error
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """In 8 bits a channel, and on white where it is transparent."""
+    if picture.mode.startswith(("I", "F")):
+        picture = _to_8_bits(picture)
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits, 32 bits or floats; what counts as white is the least usual level that none exceeds."""
+    levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
+    usual = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535) if picture.mode == "F" else (255, 65535)
+    white = next((level for level in usual if levels.max() <= level), levels.max())
+    return Image.fromarray((255 * levels / white).round().astype(np.uint8))
