@@ -24,7 +24,7 @@ from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, compiler, contents, cuda_graph, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, real
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, png, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=Path, help="the curve, a PNG; without it loss_curve.png, in --checkpoint-dir if you name one")
+    add("--plot", type=png, help="the curve, a PNG; without it loss_curve.png, in --checkpoint-dir if you name one")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")

@@ -98,7 +98,7 @@ def test_how_to_go_on_names_the_epochs_that_were_added(trained):
         pass
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert err.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --plot 'my curve.png'")
+    assert err.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --compile off --plot 'my curve.png'")
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():
@@ -124,6 +124,15 @@ def test_a_full_disk_is_a_line_and_leaves_other_epochs_whole(trained):
     assert {path.name: path.read_bytes() for path in Path("checkpoints").glob("epoch*")} == before
 
 
+def test_a_folder_that_may_not_be_listed_is_not_empty(folder, monkeypatch):
+    def refuse(path):  # chmod would not keep out root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        train.main([*TINY, "--epochs", "1"])
+
+
 def test_a_folder_below_a_file_is_refused():
     Path("file").touch()
     with pytest.raises(UserError, match="cannot write to file/checkpoints: Not a directory; name another"):
@@ -143,7 +152,7 @@ def test_a_folder_deleted_during_the_run_is_a_line():
 
 def test_a_picture_that_cannot_be_written_is_found_before_training():
     os.mkdir("folder.png")
-    with pytest.raises(UserError, match="--plot folder.png: name a file"):
+    with pytest.raises(UserError, match="folder.png is a folder"):
         train.main([*TINY, "--plot", "folder.png"])
     assert checkpoint.saved_epochs(Path("checkpoints")) == []
 
@@ -240,6 +249,8 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
         "--cutout 33",
         "--nesterov --momentum 0",
         "--sync-bn",
+        "--plot curve",
+        "--plot checkpoints/epoch_01.pth",
         "--no-such-option",
         "--epoch 3",
     ],

@@ -35,12 +35,13 @@ def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> s
     """After Ctrl-C, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    # Epochs that a resumed run was given in addition are in no checkpoint before the first of them has ended.
-    epochs = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
+    # What a resumed run was given in addition is in no checkpoint before an epoch of it has ended.
+    more = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
+    more += " --compile off" * (options.resume and options.compile == "off")
     same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device")
     same += " --sync-bn" * options.sync_bn + " --deterministic" * options.deterministic
     program = "python train.py" if processes == 1 else "torchrun ... train.py"
-    go_on = f"{program} --resume{epochs}{same}"
+    go_on = f"{program} --resume{more}{same}"
     return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epoch{'s' * (kept > 1)}. To go on: {go_on}"
 
 

@@ -83,3 +83,13 @@ def number(kind: type, low: float, high: float = 2**31 - 1, open_low: bool = Fal
 
 
 integer, real = partial(number, int), partial(number, float)
+
+
+def png(text: str) -> Path:
+    """An argparse type: the name of a picture, so that none is drawn over a checkpoint, say."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    return Path(text)
+
+
+png.metavar = "PATH"

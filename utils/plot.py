@@ -17,7 +17,7 @@ from utils.errors import UserError, run_program
 from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, picture, write_heading
 from utils.files import make_folder
 from utils.history import best_row
-from utils.options import CHECKPOINT_DIR, Parser
+from utils.options import CHECKPOINT_DIR, Parser, png
 
 ADVICE = "name another file with --plot"
 MIN_INTERVAL = 5.0  # seconds between two drawings
@@ -137,11 +137,11 @@ class LossCurve:
         """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
-            UserError: if it could not be, or is no PNG by its name.
+            UserError: if it could not be.
         """
         make_folder(self.path.parent, ADVICE)
-        if self.path.suffix.lower() != ".png" or (self.path.exists() and not self.path.is_file()):
-            raise UserError(f"--plot {self.path}: name a file, new or old, that ends in .png")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path} is a folder, a device or a pipe; {ADVICE}")
 
     def draw_if_due(self, history: list[dict]) -> None:
         """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time.
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__, "python -m utils.plot")
     add = parser.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
-    add("--plot", type=Path, help="picture to draw (default: where train.py draws it)")
+    add("--plot", type=png, help="picture to draw (default: where train.py draws it)")
     options = parser.parse_args(argv)
     saved = checkpoint.load_newest(options.checkpoint_dir)
     if saved is None:
