@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(options.device)
     if options.pretrained:
         path = PRETRAINED[options.pretrained]
-        saved, what = checkpoint.load(path, WEIGHTS), f"models/{path.name}"
+        saved, what = checkpoint.load(path, WEIGHTS, "get it again from the repository"), f"models/{path.name}"
     else:
         path = choose_checkpoint(options)
         if path is None:

@@ -1,5 +1,6 @@
 """A damaged checkpoint, or one of another run or program, is refused in one line."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -41,6 +42,8 @@ def test_a_directory(folder):
 
 def test_the_newest_good_epoch_is_named_and_resumed_from_once_the_bad_one_is_away(folder):
     NEWEST.write_bytes(b"")
+    with pytest.raises(UserError, match="move it away to go on from checkpoints/epoch_02.pth"):
+        train.main(["--resume"])
     Path("checkpoints/epoch_02.pth").write_bytes(b"")
     with pytest.raises(UserError, match="move it away to go on from checkpoints/epoch_01.pth"):
         train.main(["--resume"])
@@ -113,6 +116,10 @@ def short_history(saved):
     saved["history"].pop()
 
 
+def dropout_that_is_no_number(saved):
+    saved["config"]["network"]["dropout"] = math.nan
+
+
 def wrong_statistics(saved):
     saved["config"]["std"] = [0.0, 1.0, 1.0]
 
@@ -128,6 +135,7 @@ def wrong_statistics(saved):
         no_tensor,
         short_history,
         wrong_statistics,
+        dropout_that_is_no_number,
     ],
 )
 def test_weights_and_history_that_cannot_be_used(folder, edit):

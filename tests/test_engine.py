@@ -75,6 +75,11 @@ def test_a_compiler_that_fails_is_a_line():
         torch.compile(torch.neg, backend=backend)(torch.zeros(3))
 
 
+def test_on_mps_the_network_is_not_in_channels_last():
+    formats = [Runtime(torch.device(name)).memory_format for name in ("mps", "cpu", "cuda")]
+    assert formats == [torch.contiguous_format, torch.channels_last, torch.channels_last]
+
+
 @pytest.mark.parametrize("device, from_images", [("cpu", 200_000), ("cuda", 4_000_000), ("mps", math.inf)])
 def test_a_long_run_is_compiled_and_a_short_one_is_not(device, from_images):
     for count in (199_999, 200_000, 90 * 45_000):

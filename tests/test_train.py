@@ -118,7 +118,8 @@ def test_bf16_is_for_training_steps_and_validation_stays_in_fp32():
 
 def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
-    assert train.main(["--checkpoint-dir", str(trained), "--resume"]) == 0
+    undecided = ["--compile", "auto", "--precision", "auto"]  # by now they are
+    assert train.main(["--checkpoint-dir", str(trained), "--resume", *undecided]) == 0
     assert "nothing left to do" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in trained.iterdir()} == before
 

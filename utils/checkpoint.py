@@ -21,7 +21,7 @@ from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
 
 DISK_ADVICE = "other files are untouched, mend that and go on with --resume"
-ADVICE = "get it again, test another epoch, or move it away to resume from an earlier one"
+ADVICE = "test another epoch, or move it away to resume from an earlier one"
 STATISTICS = "running_mean", "running_var", "num_batches_tracked"  # of batch norms: no parameters
 
 
