@@ -157,19 +157,23 @@ def test_a_picture_that_cannot_be_written_is_found_before_training():
     assert checkpoint.saved_epochs(Path("checkpoints")) == []
 
 
-def test_a_closed_output_is_no_trouble(trained):
-    silent = start("test.py", "--epoch", "1", "--checkpoint-dir", trained, preexec_fn=lambda: os.close(1))
-    code, out, _ = run("train.py", *TINY, "--epochs", "1", preexec_fn=lambda: os.close(2))
-    assert code == 0 and "Lowest validation loss: epoch 1." in out
+def test_a_closed_output_is_no_trouble_and_a_full_disk_behind_it_is_a_line(trained):
+    of_trained = ["test.py", "--checkpoint-dir", trained]
+    with open("/dev/full", "w") as full:
+        silent = start(*of_trained, "--epoch", "1", preexec_fn=lambda: os.close(1))
+        without_errors = start("train.py", *TINY, "--epochs", "1", preexec_fn=lambda: os.close(2))
+        full_at_once = start("train.py", *TINY, "--epochs", "1", "--checkpoint-dir", "full", stdout=full)
+        full_at_the_end = start(*of_trained, stdout=full)  # the table of epochs gets there when the program ends
     _, err = silent.communicate(timeout=60)
     assert (silent.returncode, err) == (0, "")
-
-
-def test_a_full_disk_behind_the_output_is_a_line():
-    with open("/dev/full", "w") as full:
-        code, _, err = run("train.py", *TINY, "--epochs", "1", stdout=full)
-    assert code == 2
+    out, _ = without_errors.communicate(timeout=60)
+    assert without_errors.returncode == 0 and "Lowest validation loss: epoch 1." in out
+    _, err = full_at_once.communicate(timeout=60)
+    assert full_at_once.returncode == 2
     assert err.startswith("error: standard output: No space left on device;") and err.count("\n") == 1
+    _, err = full_at_the_end.communicate(timeout=60)
+    assert full_at_the_end.returncode == 2
+    assert err.startswith("error: no terminal to ask for an epoch;") and "No space left" in err
 
 
 def test_ctrl_c_ends_a_program_whose_reader_does_not_read_on(trained):
@@ -186,13 +190,6 @@ def test_ctrl_c_ends_a_program_whose_reader_does_not_read_on(trained):
     assert process.stderr.read() == ""
     os.close(reader)
     os.close(writer)
-
-
-def test_a_full_disk_behind_the_output_changes_no_exit_code(trained):
-    with open("/dev/full", "w") as full:  # which the table of epochs reaches when the program ends
-        code, _, err = run("test.py", "--checkpoint-dir", trained, stdout=full, stdin=subprocess.DEVNULL)
-    assert code == 2
-    assert err.startswith("error: no terminal to ask for an epoch;") and "No space left" in err
 
 
 @pytest.mark.parametrize("lr", ["1e3", "1e6"])  # the loss leaves the finite numbers, or a batch norm alone
