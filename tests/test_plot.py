@@ -11,7 +11,15 @@ from utils.errors import UserError
 from utils.files import write_file
 
 CONFIG = {
-    "options": {"lr": 0.1, "batch_size": 128, "epochs": 90, "seed": 0, "data": "cifar10", "subset": None},
+    "options": {
+        "lr": 0.1,
+        "schedule": "step",
+        "batch_size": 128,
+        "epochs": 90,
+        "seed": 0,
+        "data": "cifar10",
+        "subset": None,
+    },
     "network": {"dropout": 0.0},
 }
 
@@ -151,10 +159,11 @@ def test_ticks_of_the_loss_are_plain_numbers(drawn):
 
 def test_the_line_of_facts_says_what_is_not_cifar_10_and_what_is_unfinished():
     rows = history(falling(30))
-    assert "30 of 90 epochs" in plot.caption(CONFIG, rows, 1000)
-    options = CONFIG["options"] | {"data": "synthetic", "subset": 200, "epochs": 30}
+    caption = plot.caption(CONFIG, rows, 1000)
+    assert "SGD: learning rate 0.1, batch 128, 30 of 90 epochs" in caption
+    options = CONFIG["options"] | {"data": "synthetic", "subset": 200, "epochs": 30, "schedule": "one-cycle"}
     caption = plot.caption({"options": options, "network": {"dropout": 0.2}}, rows, 1000)
-    assert caption.startswith("1,000 parameters, dropout 0.2 · SGD")
+    assert caption.startswith("1,000 parameters, dropout 0.2 · SGD: one cycle up to 0.1, batch 128")
     assert "the first 200 images of synthetic data, not CIFAR-10" in caption and " of 30 epochs" not in caption
 
 

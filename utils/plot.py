@@ -165,9 +165,10 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     subset = f"the first {options['subset']:,} images of " if options["subset"] else ""
     unfinished = f"{len(history):,} of " if len(history) < options["epochs"] else ""
     seconds = statistics.median(row["seconds"] for row in history)
+    course = "one cycle up to" if options["schedule"] == "one-cycle" else "learning rate"
     dropout = f", dropout {config['network']['dropout']:g}" if config["network"]["dropout"] else ""
     return (
-        f"{parameters:,} parameters{dropout} · SGD: learning rate {options['lr']:g}, batch {options['batch_size']}, "
+        f"{parameters:,} parameters{dropout} · SGD: {course} {options['lr']:g}, batch {options['batch_size']}, "
         f"{unfinished}{options['epochs']:,} epochs, seed {options['seed']} · {subset}{data} · {seconds:.3g} s an epoch"
     )
 
