@@ -80,8 +80,12 @@ def test_on_mps_the_network_is_not_in_channels_last():
     assert formats == [torch.contiguous_format, torch.channels_last, torch.channels_last]
 
 
-@pytest.mark.parametrize("device, from_images", [("cpu", 200_000), ("cuda", 4_000_000), ("mps", math.inf)])
-def test_a_long_run_is_compiled_and_a_short_one_is_not(device, from_images):
+@pytest.mark.parametrize(
+    "device, instructions, from_images",
+    [("cpu", "AVX512", 200_000), ("cpu", "AVX2", math.inf), ("cuda", "AVX2", 4_000_000), ("mps", "DEFAULT", math.inf)],
+)
+def test_a_long_run_is_compiled_and_a_short_one_is_not(device, instructions, from_images, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     for count in (199_999, 200_000, 90 * 45_000):
         assert compiler.pays(count, torch.device(device)) == (count >= from_images)
 

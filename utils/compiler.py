@@ -11,12 +11,14 @@ from utils.errors import first_line, warn
 from utils.runtime import Runtime
 
 # Images of training after which torch.compile has won back its start (docs/speed.md). On two cores: 30 s at 0.14 to
-# 0.29 ms an image; on an H200: 16 to 29 s at 6 us.
+# 0.29 ms an image, with AVX-512; on an H200: 16 to 29 s at 6 us.
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 
 def pays(images: int, device: torch.device) -> bool:
     """Whether compiling is won back within so many images of training; on other devices it is a prototype."""
+    if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False  # with AVX2 it is hardly faster, or slower (docs/speed.md); ARM's have not been measured
     return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)
 
 
