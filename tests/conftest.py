@@ -26,7 +26,7 @@ import train
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--data synthetic --subset 200 --batch-size 64 --widths 4 8 --blocks 1 1 --dropout 0.2 --device cpu".split()
+TINY = "--data synthetic --subset 100 --batch-size 32 --widths 4 8 --blocks 1 1 --dropout 0.2 --device cpu".split()
 NEWEST = Path("checkpoints/epoch_03.pth")  # of `trained`, in `folder`
 
 

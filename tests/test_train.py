@@ -69,7 +69,7 @@ def test_history_csv_has_the_checkpoints_rows(trained):
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(recipe):
-    options = [*TINY, *recipe.split(), "--batch-size", "128"]
+    options = [*TINY, *recipe.split(), "--batch-size", "64"]
     train.main([*options, "--epochs", "3", "--checkpoint-dir", "whole"])
     train.main([*options, "--epochs", "3", "--checkpoint-dir", "resumed"])
     for epoch in (2, 3):
