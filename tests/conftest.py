@@ -65,6 +65,18 @@ def no_gpu(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+STARTED = []  # the programs that a test has started
+
+
+@pytest.fixture(autouse=True)
+def no_program_outlives_its_test():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 # An empty PYTHONUNBUFFERED is none, whatever this shell has set.
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", "CUDA_VISIBLE_DEVICES": ""}
@@ -74,7 +86,8 @@ def start(script, *arguments, **options):
     """Start one of the programs as a user does; `text` pipes for what it says."""
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, **PIPES | options)
+    STARTED.append(subprocess.Popen(command, env=os.environ | ENVIRONMENT, **PIPES | options))
+    return STARTED[-1]
 
 
 def start_warm(script, *arguments, prepare=lambda: None, **options):
@@ -83,6 +96,8 @@ def start_warm(script, *arguments, prepare=lambda: None, **options):
     `prepare` is called in the new process. For what the interpreter itself does at its start and end, and for warnings,
     which pytest collects, use `start`.
     """
+    if torch.cuda.device_count():  # autograd has started a thread for each GPU, and refuses to work in a fork
+        return start(script, *arguments, preexec_fn=prepare, **options)
 
     def program():  # which Popen calls in the new process, and which never returns to have another one executed
         os.closerange(3, 1024)  # Popen's own pipe among them: by its end it knows of the start
@@ -108,7 +123,8 @@ def start_warm(script, *arguments, prepare=lambda: None, **options):
             finally:
                 os._exit(code)
 
-    return subprocess.Popen(sys.executable, preexec_fn=program, restore_signals=False, **PIPES | options)
+    STARTED.append(subprocess.Popen(sys.executable, preexec_fn=program, restore_signals=False, **PIPES | options))
+    return STARTED[-1]
 
 
 def run(script, *arguments, starter=start, **options):
@@ -116,6 +132,11 @@ def run(script, *arguments, starter=start, **options):
     process = starter(script, *arguments, **options)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
+
+
+def wait_for_line(process, beginning):
+    while not (line := process.stdout.readline()).startswith(beginning):
+        assert line, f"it has ended: {process.stderr and process.stderr.read()}"
 
 
 @pytest.fixture(scope="session")

@@ -148,8 +148,9 @@ def test_another_epochs_file_under_this_name(folder):
     refused("its name is that of another epoch")
 
 
-def test_options_and_network_that_are_not_those_of_a_run(folder):
-    change(lambda saved: saved["config"]["network"].update(classes=5))
+@pytest.mark.parametrize("edit", [{"classes": 5}, {"widths": [4, "--help"]}])
+def test_a_network_that_is_not_that_of_a_run(folder, edit):
+    change(lambda saved: saved["config"]["network"].update(edit))
     refused("'network' are not those of a run")
 
 
@@ -169,12 +170,22 @@ def missing_option(saved):
     del saved["config"]["options"]["lr"]
 
 
-def bad_option(saved):
+def option_of_another_type(saved):
     saved["config"]["options"]["lr"] = "quick"
 
 
-def option_that_is_none(saved):
-    saved["config"]["network"]["widths"] = [4, "--help"]
+def option_of_no_run(saved):
+    saved["config"]["options"]["checkpoint_dir"] = "/"
+
+
+@pytest.mark.parametrize("edit", [missing_option, option_of_another_type, option_of_no_run])
+def test_options_that_are_not_those_of_a_run(folder, edit):
+    change(edit)
+    refused("'options' are not those of a run")
+
+
+def option_out_of_range(saved):
+    saved["config"]["options"]["lr"] = -1.0  # of its type: a command line alone refuses it
 
 
 def later_in_the_schedule(saved):
@@ -197,30 +208,23 @@ def lost_momentum(saved):
     saved["optimizer"]["state"].clear()
 
 
-def dangerous_option(saved):
-    saved["config"]["options"]["checkpoint_dir"] = "/"
-
-
 @pytest.mark.parametrize(
-    "edit",
+    "edit, reason",
     [
-        another_momentum_shape,
-        another_schedule,
-        another_optimizer,
-        missing_option,
-        bad_option,
-        dangerous_option,
-        option_that_is_none,
-        zero_step,
-        later_in_the_schedule,
-        another_rate,
-        overlapping_momentum,
-        lost_momentum,
+        (another_momentum_shape, "of another shape"),
+        (another_schedule, "scheduler is another"),
+        (another_optimizer, "optimizer is another"),
+        (option_out_of_range, "argument --lr"),
+        (zero_step, "scheduler is another"),
+        (later_in_the_schedule, "scheduler is another"),
+        (another_rate, "optimizer is another"),
+        (overlapping_momentum, "no dense tensor"),
+        (lost_momentum, "lost its momentum"),
     ],
 )
-def test_what_only_resuming_needs_is_checked_on_resume(folder, edit):
+def test_what_only_resuming_needs_is_checked_on_resume(folder, edit, reason):
     change(edit)
-    with pytest.raises(UserError, match=f"{NEWEST} is no usable checkpoint"):
+    with pytest.raises(UserError, match=f"{NEWEST} is no usable checkpoint: .*{reason}"):
         train.main(["--resume", "--epochs", "4"])
 
 

@@ -43,6 +43,7 @@ def archive(small_cifar10, tmp_path, monkeypatch):
 @pytest.fixture
 def server(monkeypatch):
     """A server on the loopback; it answers the n-th request for the archive as `answers[n]` does, then as the last."""
+    monkeypatch.setenv("no_proxy", "*")
     answers, requests = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -150,6 +150,23 @@ def test_with_more_views_the_logits_are_the_mean_over_mirror_images_and_moved_on
     torch.testing.assert_close(logits(6), logits(2) / 2 + (logits(2, lower) + logits(2, upper)) / 4)
 
 
+@pytest.mark.parametrize("part", ["loss", "weights", "statistics", "momentum"])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(part):
+    network = ResidualCNN((4,), (1,))
+    optimizer = SGD(network.parameters(), 0.1, momentum=0.9)
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    assert engine.is_finite(1.0, network, optimizer)
+    places = {
+        "weights": network.stem[0].weight.data,
+        "statistics": network.stem[1].running_var,
+        "momentum": optimizer.state[network.classifier.weight]["momentum_buffer"],
+    }
+    if part in places:
+        places[part].view(-1)[0] = math.inf
+    assert not engine.is_finite(math.nan if part == "loss" else 1.0, network, optimizer)
+
+
 def test_seeds_of_neighbouring_epochs_and_processes_differ():
     numbers = [(seed, epoch, *process) for seed in range(3) for epoch in range(3) for process in ((), (1,), (2,))]
     assert len({derived_seed(*number) for number in numbers}) == len(numbers)

@@ -57,6 +57,16 @@ def test_every_option_is_explained():
                 assert f"`{action.option_strings[0]}" in README, action.option_strings[0]
 
 
+def test_defaults_are_those_in_the_tables():
+    tables = re.findall(r"(?:^\| `--.*\n)+", README, re.M)
+    for parser, table in zip((train.build_parser(), test.build_parser()), tables, strict=True):
+        usual = vars(parser.parse_args([]))
+        for names, values in re.findall(r"^\| (.*?) \| (.*?) \|", table, re.M):
+            for name, value in zip(re.findall(r"--[\w-]+", names), values.split(", ")):
+                if value and usual[name[2:].replace("-", "_")] is not None:  # a word such as `asks` stands for None
+                    assert vars(parser.parse_args([name, *value.split()])) == usual, name
+
+
 @pytest.mark.parametrize("name", re.findall(r"`((?:docs|tests|utils|models)/[\w./]+)`|\((docs/[\w.]+)\)", README))
 def test_files_that_readme_names_are_there(name):
     assert (ROOT / (name[0] or name[1])).exists()

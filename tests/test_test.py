@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 
 def test_the_verdict_has_accuracy_with_its_interval_loss_and_every_class(trained):
-    code, out, err = run("test.py", "--epoch", "2", "--checkpoint-dir", trained)
+    code, out, err = run("test.py", "--epoch", "2", "--checkpoint-dir", trained, starter=start_warm)
     assert (code, err) == (0, "")
     accuracy, low, high = (
         float(number)

@@ -11,7 +11,7 @@ import torch
 import several_processes
 import test
 import train
-from conftest import ROOT, TINY, start_warm
+from conftest import ROOT, TINY, start_warm, wait_for_line
 from utils import checkpoint
 from utils.errors import UserError
 from utils.options import check_together
@@ -72,8 +72,7 @@ def children(pid):
 def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_one_goes_on_with_theirs():
     train.main([*TINY, "--subset", "33", "--epochs", "3"])  # batches of 32 images and of 1, of which one gets none
     process = torchrun(2, "train.py", "--resume", "--epochs", "25", options=["--max-restarts=3"])
-    while not process.stdout.readline().startswith("   4"):
-        assert process.poll() is None, process.stderr.read()
+    wait_for_line(process, "   4")
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     out = done(process)
     assert "resumed  after epoch" in out  # the second start; the first one's header is read above
@@ -81,6 +80,8 @@ def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_on
     assert checkpoint.saved_epochs(Path("checkpoints")) == list(range(1, 26))
     with open("checkpoints/history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 26)]
+    tracked = checkpoint.load_newest(Path("checkpoints"))["model"]["stem.1.num_batches_tracked"]
+    assert tracked == 3 * 2 + 22  # of the batches of one image the first process has none, and learns nothing
     assert train.main(["--resume", "--epochs", "26"]) == 0
     assert test.main(["--epoch", "26"]) == 0
 

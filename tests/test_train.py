@@ -1,4 +1,5 @@
 import csv
+import functools
 import os
 import re
 import shutil
@@ -11,13 +12,14 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, change, run
-from utils import checkpoint
+from conftest import TINY, change, run, start_warm
+from utils import checkpoint, compiler
 from utils.errors import UserError
 from utils.history import COLUMNS
 from utils.runtime import Runtime
 
 TIMES = ("seconds", "images_per_second")
+ALIKE = "notes.txt", "epoch_best.pth", "epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"  # no run's own files
 
 
 def contents(folder, epoch):
@@ -78,11 +80,35 @@ def test_an_interrupted_run_resumes_bit_for_bit(recipe):
     assert_same_run("whole", "resumed", 3)
 
 
+def two_threads():
+    torch.set_num_threads(2)  # in a fork: a process that has had two can no longer fork safely
+
+
+def test_with_two_threads_a_run_resumes_bit_for_bit_too():
+    for folder, *options in (
+        ("whole", *TINY, "--epochs", "3"),
+        ("resumed", *TINY, "--epochs", "2"),
+        ("resumed", "--resume", "--epochs", "3", "--device", "cpu"),
+    ):
+        code, out, err = run("train.py", *options, "--checkpoint-dir", folder, starter=start_warm, prepare=two_threads)
+        assert code == 0 and "cpu, 2 threads" in out, err
+    assert_same_run("whole", "resumed", 3)
+
+
 def test_a_finished_run_can_be_made_longer(trained):
     shutil.copytree(trained, "longer")
     train.main(["--checkpoint-dir", "longer", "--resume", "--epochs", "4"])
     train.main([*TINY, "--checkpoint-dir", "whole", "--epochs", "4"])
     assert_same_run("longer", "whole", 4)
+
+
+def test_the_rate_drops_every_step_size_epochs_and_the_optimizer_gets_its_numbers():
+    recipe = "--lr 0.2 --momentum 0.8 --weight-decay 0.01 --step-size 2 --gamma 0.5"
+    train.main([*TINY, *recipe.split(), "--epochs", "5"])
+    saved = checkpoint.load_newest(Path("checkpoints"))
+    assert [row["lr"] for row in saved["history"]] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05])
+    (group,) = saved["optimizer"]["param_groups"]
+    assert (group["momentum"], group["weight_decay"]) == (0.8, 0.01)
 
 
 def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
@@ -133,6 +159,16 @@ def test_a_run_whose_compiler_has_begun_to_fail_can_go_on_without_it(folder):
     change(lambda saved: saved["config"]["options"].update(compile="on"))
     assert train.main(["--resume", "--epochs", "4", "--compile", "off"]) == 0
     assert checkpoint.load_newest(Path("checkpoints"))["config"]["options"]["compile"] == "off"
+
+
+def test_where_the_compiler_does_not_work_training_goes_on_without_it(monkeypatch, capsys):
+    def backend(graph, inputs):
+        raise OSError(2, "no g++")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    assert train.main([*TINY, "--epochs", "1", "--compile", "on"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("note: training without torch.compile") and "torch.compile" not in out
 
 
 def test_the_momentum_of_a_run_on_another_device_gets_the_memory_format_of_its_weights(folder):
@@ -194,14 +230,15 @@ def test_a_folder_with_a_run_is_not_touched_unasked(trained):
 
 def test_overwrite_removes_the_run_and_nothing_else(trained):
     shutil.copytree(trained, "again")
-    for name in ("notes.txt", "epoch_best.pth", "epoch_04.pth.partial"):
+    for name in (*ALIKE, "epoch_04.pth.partial"):
         open(f"again/{name}", "w").close()
+    assert checkpoint.saved_epochs(Path("again")) == [1, 2, 3]
     with pytest.raises(UserError):  # another check fails: nothing is removed
         train.main([*TINY, "--overwrite", "--checkpoint-dir", "again", "--max-parameters", "10"])
     assert os.path.exists("again/epoch_03.pth")
     train.main([*TINY, "--overwrite", "--checkpoint-dir", "again", "--epochs", "1"])
     names = set(os.listdir("again")) - {".lock", "loss_curve.png"}
-    assert names == {"epoch_01.pth", "history.csv", "notes.txt", "epoch_best.pth"}
+    assert names == {"epoch_01.pth", "history.csv", *ALIKE}
 
 
 def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
@@ -228,8 +265,10 @@ def test_a_run_from_a_gpu_goes_on_on_a_cpu(trained):
     assert train.main(["--checkpoint-dir", "moved", "--resume", "--epochs", "4", "--device", "cpu"]) == 0
 
 
-def test_what_is_left_to_the_program_is_decided_once_and_kept(trained):
-    options = checkpoint.load_newest(trained)["config"]["options"]
+def test_what_is_left_to_the_program_is_decided_once_and_kept(folder, monkeypatch):
+    monkeypatch.setattr(compiler, "pays", lambda *_: True)  # as for a longer run
+    train.main(["--resume", "--epochs", "4", "--compile", "auto", "--precision", "auto"])
+    options = checkpoint.load_newest(Path("checkpoints"))["config"]["options"]
     assert (options["precision"], options["compile"]) == ("fp32", "off")
 
 
@@ -241,7 +280,7 @@ def test_the_checkpoint_holds_no_paths_and_no_device(trained):
 
 
 def test_a_bad_option_is_one_line_that_names_it():
-    code, out, err = run("train.py", "--lr=nan\n1")
+    code, out, err = run("train.py", "--lr=nan\n1", starter=start_warm)
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and "--lr" in err and err.count("\n") == 1
     assert os.listdir() == []
@@ -259,14 +298,3 @@ def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained):
 def test_zero_is_fine_for_momentum_decay_dropout_and_seed():
     zeros = "--momentum 0 --weight-decay 0 --dropout 0 --seed 0".split()
     assert train.main([*TINY, *zeros, "--epochs", "1"]) == 0
-
-
-def test_names_that_only_resemble_a_runs_own_are_left_alone(trained):
-    shutil.copytree(trained, "run")
-    for name in ("epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"):
-        Path("run", name).write_text("mine")
-    assert checkpoint.saved_epochs(Path("run")) == [1, 2, 3]
-    assert train.main([*TINY, "--checkpoint-dir", "run", "--overwrite", "--epochs", "1"]) == 0
-    assert checkpoint.saved_epochs(Path("run")) == [1]
-    for name in ("epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"):
-        assert Path("run", name).read_text() == "mine"
