@@ -10,6 +10,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 import dataset
+import train
 from utils import cifar10
 from utils.errors import UserError
 
@@ -95,6 +96,13 @@ def test_without_the_archive_a_damaged_file_is_a_line(small_cifar10, monkeypatch
     with pytest.raises(UserError, match="not intact.* in data") as caught:
         dataset.load_training("cifar10", "data")
     assert "\n" not in str(caught.value)
+
+
+def test_one_folder_for_data_and_checkpoints_is_no_trouble(archive, server):
+    shutil.rmtree("data")
+    server.append(sends(archive.read_bytes()))
+    options = "--checkpoint-dir data --widths 4 --blocks 1 --epochs 1 --device cpu".split()
+    assert train.main(options) == 0
 
 
 def test_the_archive_is_downloaded_checked_and_unpacked(archive, server):

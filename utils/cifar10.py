@@ -34,13 +34,13 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
     """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or the test set, fetched if need be.
 
     Raises:
-        UserError: if CIFAR-10 is neither in `data_dir` nor to be downloaded.
+        UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
     """
     try:
         dataset = _open(data_dir, train)
         if dataset is None:
             Path(data_dir).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(data_dir, ".lock")):  # of several processes one fetches it, the others find it
+            with FileLock(Path(data_dir, ".cifar10.lock")):  # of several processes one fetches it, the others find it
                 dataset = _open(data_dir, train) or _fetch(data_dir, train)
     except OSError as error:
         raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
