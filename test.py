@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
     add("--data-dir", type=Path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add = parser.add_argument_group("machine").add_argument
-    add("--batch-size", type=integer(1), default=500, help="images a forward pass")
+    add("--batch-size", type=integer(1), default=500, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser
 
@@ -60,14 +60,14 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def ask_for_epoch(folder: Path, epochs: list[int]) -> int | None:
-    """Show the epochs in `folder` and ask for one; None if the answer is the end of the input, Ctrl-D.
+def ask_for_epoch(folder: Path, epochs: list[int]) -> int:
+    """Show the `epochs` in `folder` and ask for one; Ctrl-D, the end of the input, ends the program.
 
     Raises:
         UserError: if there is no terminal to ask at.
     """
-    rows = checkpoint.load_newest(folder)["history"]
-    best = history.best_row([row for row in rows if row["epoch"] in epochs])
+    rows = [row for row in checkpoint.load_newest(folder)["history"] if row["epoch"] in epochs]
+    best = history.best_row(rows)
     print(history.HEADER)
     for row in rows:
         print(history.line(row, row is best))
@@ -79,7 +79,7 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int | None:
             answer = input(f"Epoch to test [{best['epoch']}]: ").strip() or str(best["epoch"])
         except EOFError:
             print()
-            return None
+            sys.exit()
         if answer.isdecimal() and int(answer) in epochs:
             return int(answer)
         print(f"There is no epoch {answer!r}; choose from {listed(epochs)}, or leave with Ctrl-C.")
@@ -113,7 +113,7 @@ def print_verdict(what: str, data: str, logits: Tensor, labels: Tensor) -> None:
 
 
 def print_guesses(paths: list[Path], logits: Tensor) -> None:
-    """A line a picture: its three most probable classes; logits (N, classes)."""
+    """One line per picture: its three most probable classes; logits (N, classes)."""
     width = max(len(str(path)) for path in paths)
     for path, probabilities in zip(paths, logits.double().softmax(dim=1)):
         top = zip(*(values.tolist() for values in probabilities.topk(3)))
@@ -144,8 +144,8 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     print_guesses(options.image, logits)
 
 
-def choose_checkpoint(options: argparse.Namespace) -> Path | None:
-    """The file of the epoch that is to be tested; None if the user left without naming one.
+def choose_checkpoint(options: argparse.Namespace) -> Path:
+    """The file of the epoch that is to be tested.
 
     Raises:
         UserError: if there is no such epoch, or none at all.
@@ -157,8 +157,6 @@ def choose_checkpoint(options: argparse.Namespace) -> Path | None:
             f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained best"
         )
     epoch = options.epoch if options.epoch is not None else ask_for_epoch(folder, epochs)
-    if epoch is None:
-        return None
     if epoch not in epochs:
         raise UserError(f"there is no epoch {epoch} in {folder}; choose from {listed(epochs)}")
     return checkpoint.path_of(folder, epoch)
@@ -173,8 +171,6 @@ def main(argv: list[str] | None = None) -> int:
         saved, what = checkpoint.load(path, WEIGHTS, "get it again from the repository"), f"models/{path.name}"
     else:
         path = choose_checkpoint(options)
-        if path is None:
-            return 0
         saved = checkpoint.load(path)
         what = f"epoch {saved['epoch']}"
     what += f", by {options.views} views of each image," * (options.views > 1)

@@ -188,6 +188,8 @@ def test_ctrl_c_ends_a_program_whose_reader_does_not_read_on(trained):
     saved = checkpoint.load_newest(Path("long"))
     saved["history"] = [saved["history"][0] | {"epoch": epoch} for epoch in range(1, 81)]
     checkpoint.save(Path("long"), saved | {"epoch": 80})
+    for epoch in range(4, 80):
+        checkpoint.path_of(Path("long"), epoch).touch()
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # less than the table of 80 epochs
     process = start_warm("test.py", "--checkpoint-dir", "long", stdout=writer)

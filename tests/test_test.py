@@ -71,6 +71,17 @@ def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
     assert err == "error: no terminal to ask for an epoch; name it with --epoch\n"
 
 
+def test_the_star_is_on_the_best_of_the_epochs_that_are_there(folder, capsys):
+    rows = checkpoint.load_newest(Path("checkpoints"))["history"]
+    losses = {row["epoch"]: row["val_loss"] for row in rows}
+    best, second, _ = sorted(losses, key=losses.get)
+    checkpoint.path_of(Path("checkpoints"), best).unlink()
+    with pytest.raises(UserError, match="no terminal"):
+        test.main([])
+    shown = re.findall(r"^ +(\d)([* ]) ", capsys.readouterr().out, re.M)
+    assert shown == [(str(epoch), "*" if epoch == second else " ") for epoch in (1, 2, 3) if epoch != best]
+
+
 def test_weights_taken_out_of_a_checkpoint_give_its_verdict(trained, monkeypatch, capsys):
     checkpoint.save_weights(Path("own.pth"), checkpoint.load(trained / "epoch_03.pth"))
     monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
@@ -94,5 +105,5 @@ def test_damaged_weights_are_refused_in_one_line(trained, monkeypatch):
     checkpoint.save_weights(Path("own.pth"), checkpoint.load(trained / "epoch_03.pth"))
     Path("own.pth").write_bytes(Path("own.pth").read_bytes()[:-100])
     monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
-    with pytest.raises(UserError, match="own.pth is no usable checkpoint: .*; get it again"):
+    with pytest.raises(UserError, match="own.pth is not a usable checkpoint: .*; get it again"):
         test.main(["--pretrained", "default"])
