@@ -90,11 +90,9 @@ class ThisProject:
         split = self.to_load
         corners = torch.randint(0, 2 * dataset.PADDING + 1, (2, len(split)), device=split.images.device)
         flips = torch.rand(len(split), device=split.images.device) < 0.5
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(split), self.batch_size)]
-        seconds = seconds_of(
-            lambda: [dataset.crop_and_flip(split.images[part], corners[:, part], flips[part]) for part in parts],
-            self.runtime.device,
-        )
+        group = self.batch_size * self._batches(split).ahead  # as many at once as `Batches` makes
+        parts = split.images.split(group), corners.split(group, dim=1), flips.split(group)
+        seconds = seconds_of(lambda: [dataset.crop_and_flip(*part) for part in zip(*parts)], self.runtime.device)
         return seconds * TRAINING / len(split)
 
     def validate(self) -> float:
@@ -217,11 +215,11 @@ def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime
 def build_parser() -> Parser:
     parser = Parser(__doc__, "python -m utils.benchmark")
     add = parser.add_argument
-    add("--widths", type=integer(1, 4096), metavar="N", nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
-    add("--blocks", type=integer(1, 256), metavar="N", nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
+    add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
+    add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
-    add("--batch-size", type=integer(1), default=128, help="images a step")
-    add("--steps", type=integer(1), help="steps a measurement (default: on a CPU 2 to 20, by the network; else 200)")
+    add("--batch-size", type=integer(1), default=128, help="images per step")
+    add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 2 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
