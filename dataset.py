@@ -1,7 +1,7 @@
 """Images on disk -> uint8 tensors -> training, validation and test splits -> augmented batches."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,14 +28,14 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> "Split":
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device))
 
 
 def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
     """The training and the validation split of `data`, "cifar10" (45,000 / 5,000) or "synthetic" (4,500 / 500).
 
     Raises:
-        UserError: if CIFAR-10 is neither in `data_dir` nor to be downloaded.
+        UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
     """
     images = _draw_synthetic(5_000, seed=1) if data == "synthetic" else _read_cifar10(data_dir, train=True)
     first_of_validation = len(images) - int(VALIDATION_FRACTION * len(images))
@@ -62,7 +62,7 @@ class Batches:
 
     Args:
         split: where to take them from; batches are made on its device.
-        batch_size: images a batch; the last batch has what remains.
+        batch_size: images per batch; the last batch has what remains.
         mean, std: of each channel, on a scale from 0 to 1.
         generator: a CPU generator that draws order, crops, flips and squares, the same on every device; None: every
             image once, in order and as it is.

@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
-    add("--batch-size", type=integer(1), default=128, help="images a step, of all processes together")
+    add("--batch-size", type=integer(1), default=128, help="images per step, of all processes together")
     add("--lr", type=real(0, 10**6, open_low=True), default=0.1, help="learning rate of SGD: the schedule's highest")
     add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=real(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=png, help="the curve, a PNG; without it loss_curve.png, in --checkpoint-dir if you name one")
+    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, beside checkpoints that are elsewhere)")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
@@ -267,15 +267,15 @@ def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime:
                 finish(options, saved)
             return 0
         run = Run(options, runtime, network, saved)
-        curve = plot.LossCurve(plot.curve_path(options), run.config, count_parameters(run.network))
+        parameters = count_parameters(run.network)
+        curve = plot.LossCurve(plot.curve_path(options), run.config, parameters)
         if runtime.is_first:
             curve.prepare()
             if options.overwrite:
                 checkpoint.clear(options.checkpoint_dir)
             checkpoint.clear_leftovers(options.checkpoint_dir)
         machine = runtime.describe(options.precision) + ", torch.compile" * run.compiled
-        sizes = len(run.training), len(run.validation), count_parameters(run.network)
-        runtime.say(messages.header(options, *sizes, machine))
+        runtime.say(messages.header(options, len(run.training), len(run.validation), parameters, machine))
         if saved:
             runtime.say(f"resumed  after epoch {saved['epoch']}")
         elif options.resume:

@@ -185,7 +185,7 @@ def refused(reason=""):
         with pytest.raises(UserError) as caught:
             program.main(options)
         line = str(caught.value)
-        assert line.startswith(f"{NEWEST} is no usable checkpoint: ") and "\n" not in line
+        assert line.startswith(f"{NEWEST} is not a usable checkpoint: ") and "\n" not in line
         assert reason in line
 
 

@@ -218,13 +218,13 @@ def lost_momentum(saved):
         (zero_step, "scheduler is another"),
         (later_in_the_schedule, "scheduler is another"),
         (another_rate, "optimizer is another"),
-        (overlapping_momentum, "no dense tensor"),
+        (overlapping_momentum, "not a dense tensor"),
         (lost_momentum, "lost its momentum"),
     ],
 )
 def test_what_only_resuming_needs_is_checked_on_resume(folder, edit, reason):
     change(edit)
-    with pytest.raises(UserError, match=f"{NEWEST} is no usable checkpoint: .*{reason}"):
+    with pytest.raises(UserError, match=f"{NEWEST} is not a usable checkpoint: .*{reason}"):
         train.main(["--resume", "--epochs", "4"])
 
 

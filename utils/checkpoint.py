@@ -20,7 +20,7 @@ from utils.errors import UserError, first_line
 from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
 
-DISK_ADVICE = "other files are untouched, mend that and go on with --resume"
+DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 STATISTICS = "running_mean", "running_var", "num_batches_tracked"  # of batch norms: no parameters
 
@@ -75,14 +75,14 @@ def save(folder: Path, checkpoint: dict) -> None:
     Under its final name a file is there whole or not at all, whenever the process or the machine stops.
 
     Raises:
-        UserError: if the disk is full or the folder is not to be written.
+        UserError: if the disk is full or the folder cannot be written.
     """
     _write(path_of(folder, checkpoint["epoch"]), checkpoint)
     save_history(folder, checkpoint["history"])
 
 
 def save_weights(path: Path, checkpoint: dict) -> None:
-    """Write what classifies, without what only training needs. Raises as `save` does."""
+    """Write what classifying needs, without the state of training. Raises as `save` does."""
     _write(path, {key: checkpoint[key] for key in WEIGHTS})
 
 
@@ -114,7 +114,7 @@ def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
         yield
     except Exception as error:  # a file from anywhere can fail in any way
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{path} is no usable checkpoint: {reason}; {advice}") from error
+        raise UserError(f"{path} is not a usable checkpoint: {reason}; {advice}") from error
 
 
 def load(path: Path, keys: dict[str, type] = KEYS, advice: str = ADVICE) -> dict:

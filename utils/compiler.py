@@ -16,7 +16,7 @@ COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 
 def pays(images: int, device: torch.device) -> bool:
-    """Whether compiling is won back within so many images of training; on other devices it is a prototype."""
+    """Whether compiling pays within so many images of training; never on other devices, where it is a prototype."""
     if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False  # with AVX2 it is hardly faster, or slower (docs/speed.md); ARM's have not been measured
     return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)

@@ -84,13 +84,8 @@ def network_of(options: argparse.Namespace) -> dict:
 
 def config_of(options: argparse.Namespace, mean: list[float], std: list[float]) -> dict:
     """What, besides the weights, rebuilds and tests the network, and repeats the run."""
-    values = vars(options)
-    return {
-        "options": {name: values[name] for name in OPTIONS},
-        "network": network_of(options),
-        "mean": mean,
-        "std": std,
-    }
+    recipe = {name: getattr(options, name) for name in OPTIONS}
+    return {"options": recipe, "network": network_of(options), "mean": mean, "std": std}
 
 
 def check_archive(data: bytes) -> None:
@@ -103,28 +98,28 @@ def check_archive(data: bytes) -> None:
 
 
 def check_contents(checkpoint: dict, keys: dict[str, type], file_size: int) -> None:
-    """Refuse, with a `ValueError`, what has not these keys or not the values that belong to them.
+    """Raise `ValueError` unless `checkpoint` has these keys, with values of the right kind and size.
 
     `file_size`, in bytes: no tensor from a file is larger than the file.
     """
-    require(isinstance(checkpoint, dict), "it holds no dict")
+    require(isinstance(checkpoint, dict), "it does not hold a dict")
     format_ = checkpoint.get("format")
     if type(format_) is int:  # before the rest, which may not be there in another format
         require(format_ <= FORMAT, f"it is of format {format_}, newer than this program, which reads {FORMAT}")
         require(format_ == FORMAT, f"it is of format {format_}, of an older program; this one reads {FORMAT}")
     for key, kind in keys.items():
-        require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or no {kind.__name__}")
+        require(isinstance(checkpoint.get(key), kind), f"its {key!r} is missing or not a {kind.__name__}")
     _check_config(checkpoint["config"])
     if "epoch" in keys:
         _check_history(checkpoint["history"], checkpoint["epoch"])
     for name, tensor in checkpoint["model"].items():
-        require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is no state dict")
+        require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is not a state dict")
         require(tensor.untyped_storage().nbytes() <= file_size, f"model's {name!r} is larger than the file")
         check_tensor(f"model's {name!r}", tensor)
 
 
 def _check_history(history: list, epoch: int) -> None:
-    require(epoch >= 1 and len(history) == epoch, "its history has not a row for each epoch")
+    require(epoch >= 1 and len(history) == epoch, "its history does not have one row per epoch")
     for number, row in enumerate(history, start=1):
         good = isinstance(row, dict) and row.keys() == COLUMNS.keys() and row["epoch"] == number
         good = good and all(type(row[key]) is kind and 0 <= row[key] < LARGEST for key, kind in COLUMNS.items())
@@ -133,7 +128,7 @@ def _check_history(history: list, epoch: int) -> None:
 
 def _check_config(config: dict) -> None:
     for key, kind in {"options": dict, "network": dict, "mean": list, "std": list}.items():
-        require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or no {kind.__name__}")
+        require(isinstance(config.get(key), kind), f"its config's {key!r} is missing or not a {kind.__name__}")
     for part, kinds in ("options", OPTIONS), ("network", NETWORK):
         values = config[part]
         good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
@@ -157,9 +152,9 @@ def _is_of(kind: object, value: object) -> bool:
 
 
 def check_tensor(name: str, tensor: object) -> None:
-    require(isinstance(tensor, Tensor) and tensor.layout == torch.strided, f"{name} is no dense tensor")
+    require(isinstance(tensor, Tensor) and tensor.layout == torch.strided, f"{name} is not a dense tensor")
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    require(dense, f"{name} is no dense tensor")
+    require(dense, f"{name} is not a dense tensor")
     require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")
 
 

@@ -64,7 +64,7 @@ def train_one_epoch(
     runtime: Runtime,
     on_step: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """A step of optimiser and scheduler a batch; returns mean loss and accuracy over the images, as they were seen.
+    """One step of optimiser and scheduler per batch; returns mean loss and accuracy over the images, as augmented.
 
     `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device.
     """
@@ -80,7 +80,7 @@ def train_one_epoch(
 
 def is_finite(loss: float, network: nn.Module, optimizer: Optimizer) -> bool:
     """Whether loss, weights, batch norm's statistics and momentum all are; waits for the device once."""
-    momentum = [buffer for state in optimizer.state.values() for buffer in state.values() if buffer is not None]
+    momentum = [buffer for state in optimizer.state.values() for buffer in state.values()]
     return math.isfinite(loss + sum(tensor.sum() for tensor in [*network.state_dict().values(), *momentum]))
 
 

@@ -40,7 +40,7 @@ def run_program(main: Callable[[], int]) -> None:
     sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have no form in the terminal's encoding
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
@@ -63,8 +63,8 @@ def run_program(main: Callable[[], int]) -> None:
         code = code or 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
-            raise  # nothing that the user could do something about
-        _report(f"{error.filename or 'standard output'}: {error.strerror}; mend that, or name another place")
+            raise  # not something that the user can fix
+        _report(f"{error.filename or 'standard output'}: {error.strerror}; fix that, or name another place")
         _silence(sys.stdout)
         code = code or 2
     sys.exit(code)

@@ -14,7 +14,7 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     """Write a file in such a way that whoever looks, now or after a power cut, sees the old one or the new one, whole.
 
     Raises:
-        UserError: if the disk is full or the folder is not to be written; `advice` says what to do about it.
+        UserError: if the disk is full or the folder cannot be written; `advice` says what to do about it.
     """
     partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
     try:
@@ -27,7 +27,7 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial.unlink()
 
 
 def make_folder(folder: Path, advice: str) -> None:

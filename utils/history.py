@@ -1,4 +1,4 @@
-"""The record of a run, as the checkpoint holds it: a list with a row an epoch, and its printed form.
+"""The record of a run, as the checkpoint holds it: a list with one row per epoch, and its printed form.
 
 A row is a dict with the keys of `COLUMNS`: the epoch's number, the learning rate at its start, mean losses, accuracies
 as fractions, the seconds of the whole epoch and the images a second of its training part.
@@ -20,6 +20,11 @@ HEADER = "epoch       lr  train loss     acc  val loss     acc    time   img/s"
 def best_row(history: list[dict]) -> dict:
     """The row of lowest validation loss; of several, the first."""
     return min(history, key=lambda row: row["val_loss"])
+
+
+def in_epochs(count: int) -> str:
+    """1 epoch, 1,000 epochs."""
+    return f"{count:,} epoch{'s' * (count != 1)}"
 
 
 def line(row: dict, best: bool) -> str:

@@ -4,9 +4,12 @@ import argparse
 import shlex
 from pathlib import Path
 
-from utils.options import CHECKPOINT_DIR, DATA_DIR
+from utils.history import in_epochs
+from utils.options import CHECKPOINT_DIR, DATA_DIR, arguments_of
 
+# Options that no checkpoint holds, and what they are where they are not given.
 USUAL = {"checkpoint_dir": CHECKPOINT_DIR, "data_dir": DATA_DIR, "plot": None, "device": "auto"}
+USUAL |= {"sync_bn": False, "deterministic": False}
 
 
 def header(options: argparse.Namespace, training: int, validation: int, parameters: int, machine: str) -> str:
@@ -15,15 +18,15 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     widths, blocks = ("-".join(map(str, numbers)) for numbers in (options.widths, options.blocks))
     dropout = f", dropout {options.dropout:g}" if options.dropout else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
-    epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    course = "one cycle" if options.schedule == "one-cycle" else f"x {options.gamma:g} every {options.step_size} epochs"
+    steps = f"x {options.gamma:g} every {in_epochs(options.step_size)}"
+    course = "one cycle" if options.schedule == "one-cycle" else steps
     momentum = "Nesterov " * options.nesterov + f"momentum {options.momentum:g}"
     smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
     cutout = f", cutout {options.cutout}" if options.cutout else ""
     facts = {
         "data": f"{what}: {training:,} training and {validation:,} validation images",
         "network": f"ResidualCNN, widths {widths}, blocks {blocks}{dropout}; {parameters:,} parameters",
-        "recipe": f"{epochs}, batch {options.batch_size}, seed {options.seed}{smoothing}{cutout}",
+        "recipe": f"{in_epochs(options.epochs)}, batch {options.batch_size}, seed {options.seed}{smoothing}{cutout}",
         "SGD": f"lr {options.lr:g}, {course}, {momentum}, weight decay {options.weight_decay:g}",
         "machine": machine,
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
@@ -38,11 +41,10 @@ def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> s
     # What a resumed run was given in addition is in no checkpoint before an epoch of it has ended.
     more = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
     more += " --compile off" * (options.resume and options.compile == "off")
-    same = _as_given(options, "checkpoint_dir", "data_dir", "plot", "device")
-    same += " --sync-bn" * options.sync_bn + " --deterministic" * options.deterministic
+    same = _as_given(options, *USUAL)
     program = "python train.py" if processes == 1 else "torchrun ... train.py"
     go_on = f"{program} --resume{more}{same}"
-    return f"\ninterrupted; {options.checkpoint_dir} keeps {kept} epoch{'s' * (kept > 1)}. To go on: {go_on}"
+    return f"\ninterrupted; {options.checkpoint_dir} keeps {in_epochs(kept)}. To go on: {go_on}"
 
 
 def finished(options: argparse.Namespace, best_epoch: int, curve: Path) -> str:
@@ -58,12 +60,11 @@ def finished(options: argparse.Namespace, best_epoch: int, curve: Path) -> str:
 def nothing_left(options: argparse.Namespace) -> str:
     """When a run with all its epochs is to be resumed."""
     more = "; more with --epochs" if options.schedule == "step" else ""
-    return f"{options.checkpoint_dir} holds all {options.epochs} epochs, nothing left to do{more}"
+    return f"{options.checkpoint_dir} holds the whole run, {in_epochs(options.epochs)}: nothing left to do{more}"
 
 
 def _as_given(options: argparse.Namespace, *names: str) -> str:
     """Those of the options that differ from what they usually are, for a command to run next."""
-    values = {name: getattr(options, name) for name in names}
-    unusual = {name.replace("_", "-"): value for name, value in values.items() if value != USUAL[name]}
+    unusual = {name: getattr(options, name) for name in names if getattr(options, name) != USUAL[name]}
     texts = {name: value.as_posix() if isinstance(value, Path) else value for name, value in unusual.items()}
-    return "".join(f" --{name} {shlex.quote(text)}" for name, text in texts.items())
+    return "".join(f" {shlex.quote(text)}" for text in arguments_of(texts))

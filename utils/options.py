@@ -52,7 +52,7 @@ def arguments_of(values: dict) -> list[str]:
 
 
 def check_together(options: argparse.Namespace, device: str, processes: int) -> None:
-    """Refuse options of train.py that do not go together, or not with this kind of device or so many processes.
+    """Refuse options of train.py that conflict with each other, the kind of device or the number of processes.
 
     Raises:
         UserError: if there are any.

@@ -16,7 +16,7 @@ from utils import checkpoint
 from utils.errors import UserError, run_program
 from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, picture, write_heading
 from utils.files import make_folder
-from utils.history import best_row
+from utils.history import best_row, in_epochs
 from utils.options import CHECKPOINT_DIR, Parser, png
 
 ADVICE = "name another file with --plot"
@@ -137,7 +137,7 @@ class LossCurve:
         """Make the picture's folder, and find out before hours of training whether it can be written.
 
         Raises:
-            UserError: if it could not be.
+            UserError: if it cannot be written.
         """
         make_folder(self.path.parent, ADVICE)
         if self.path.exists() and not self.path.is_file():
@@ -165,11 +165,12 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     subset = f"the first {options['subset']:,} images of " if options["subset"] else ""
     unfinished = f"{len(history):,} of " if len(history) < options["epochs"] else ""
     seconds = statistics.median(row["seconds"] for row in history)
+    epochs = unfinished + in_epochs(options["epochs"])
     course = "one cycle up to" if options["schedule"] == "one-cycle" else "learning rate"
     dropout = f", dropout {config['network']['dropout']:g}" if config["network"]["dropout"] else ""
     return (
         f"{parameters:,} parameters{dropout} · SGD: {course} {options['lr']:g}, batch {options['batch_size']}, "
-        f"{unfinished}{options['epochs']:,} epochs, seed {options['seed']} · {subset}{data} · {seconds:.3g} s an epoch"
+        f"{epochs}, seed {options['seed']} · {subset}{data} · {seconds:.3g} s an epoch"
     )
 
 

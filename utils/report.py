@@ -42,7 +42,7 @@ def write_report(
 
 
 def predictions_csv(classes: tuple[str, ...], probabilities: Tensor, labels: Tensor) -> str:
-    """A line an image: its index, the names of its true and predicted class, the probability of each class."""
+    """One line per image: its index, the names of its true and predicted class, the probability of each class."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["index", "true", "predicted", *classes])
@@ -65,7 +65,7 @@ def draw_confusion_matrix(path: Path, what: str, classes: tuple[str, ...], count
     with picture(path, 7.2, ADVICE) as figure:
         write_heading(figure, f"{what}: {counts.trace() / counts.sum().clamp(min=1):.2%} correct", note)
         axes = figure.add_axes((0.17, 0.02, 0.815, 0.85))
-        # A square root's scale: a confusion of 2% is to be seen beside a diagonal of 95%.
+        # A square root's scale: a confusion of 2% should be visible beside a diagonal of 95%.
         axes.pcolormesh(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
         for row, column in shares.nonzero().tolist():
             share = shares[row, column].item()
