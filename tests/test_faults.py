@@ -20,44 +20,44 @@ from utils import checkpoint, messages
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
-EPOCHS = 3 * KILLS
+EPOCHS = 2 * KILLS
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "5", "--compile", "off", "--resume"]
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
 
 
-def kill(process, folder, inside_a_save, chance, epochs):
-    """Once it has kept so many more `epochs`, kill a run at any moment of the next two, or inside a save.
+def kill_at_any_moment(folder, epochs, chance):
+    """Once it has kept so many more `epochs`, kill a run at any moment of the next two.
 
     After the first epoch of a start the curve is drawn, which takes longer than two: a kill meets training and
     validation after the second alone.
     """
     kept = len(checkpoint.saved_epochs(folder))
+    process = start_warm("train.py", *LONG_RUN)
     while len(checkpoint.saved_epochs(folder)) < kept + epochs:
         assert process.poll() is None
-    newest = checkpoint.saved_epochs(folder)[-1]
-    if inside_a_save:
-        saves = [f"{checkpoint.path_of(folder, epoch)}.partial" for epoch in range(newest + 1, EPOCHS)]
-        while process.poll() is None and not any(map(os.path.exists, saves)):
-            pass
-    else:
-        seconds = checkpoint.load_newest(folder)["history"][-1]["seconds"]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0, 2 * seconds))
+    seconds = checkpoint.load_newest(folder)["history"][-1]["seconds"]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(0, 2 * seconds))
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
 
+def kill_inside_a_save(folder, chance):
+    size = checkpoint.path_of(folder, 1).stat().st_size
+    process = start_warm("tests/killed_in_a_save.py", chance.randrange(1, size), *LONG_RUN)
+    assert process.wait() == -signal.SIGXFSZ
+    assert len(list(folder.glob("epoch_*.pth.partial"))) == 1
+
+
 def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
     chance, folder = random.Random(0), Path("checkpoints")
-    kills = cut_off_saves = 0
-    while kills < KILLS or cut_off_saves < KILLS // 4:
-        process = start_warm("train.py", *LONG_RUN)
-        kill(process, folder, inside_a_save=kills % 2 == 1, chance=chance, epochs=2 if kills % 4 == 2 else 1)
-        kills += 1
-        cut_off_saves += any(folder.glob("epoch_*.partial"))
+    for number in range(KILLS):
+        if number % 2 == 0:
+            kill_at_any_moment(folder, epochs=2 if number % 4 else 1, chance=chance)
+        else:
+            kill_inside_a_save(folder, chance)
         for epoch in checkpoint.saved_epochs(folder):
             checkpoint.load(checkpoint.path_of(folder, epoch))
-    print(f"{kills} kills, {cut_off_saves} of them inside a save, {len(checkpoint.saved_epochs(folder))} epochs")
     code, _, err = run("train.py", *LONG_RUN, starter=start_warm)
     assert (code, err) == (0, "")
     assert not list(folder.glob("*.partial"))
