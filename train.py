@@ -24,7 +24,7 @@ from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, compiler, contents, cuda_graph, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, png, real
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, location, png, real
 from utils.resume import resume_point
 from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
@@ -57,12 +57,12 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("data").add_argument
     add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
-    add("--data-dir", type=Path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--data-dir", type=location, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
 
     files = parser.add_argument_group("files")
     add = files.add_argument
-    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
+    add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
     add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, beside checkpoints that are elsewhere)")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
@@ -262,6 +262,8 @@ def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime:
     check_together(options, runtime.device.type, runtime.world_size)
     network = build_network(options)
     with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
+        if runtime.is_first and not options.overwrite:
+            checkpoint.check_newest(options.checkpoint_dir, saved)
         if saved and saved["epoch"] >= options.epochs:
             if runtime.is_first:
                 finish(options, saved)

@@ -220,6 +220,21 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives():
     assert train.main([*TINY, "--epochs", "1", "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_a_run_that_came_between_is_noticed(options, monkeypatch):
+    build_network = train.build_network
+
+    def while_another_run_trains(options):
+        monkeypatch.setattr(train, "build_network", build_network)
+        train.main([*TINY, "--epochs", "1"])
+        return build_network(options)
+
+    monkeypatch.setattr(train, "build_network", while_another_run_trains)
+    with pytest.raises(UserError, match="another run has just written to checkpoints"):
+        train.main([*TINY, "--seed", "1", *options])
+    assert checkpoint.load_newest(Path("checkpoints"))["config"]["options"]["seed"] == 0
+
+
 @pytest.mark.parametrize(
     "option",
     [

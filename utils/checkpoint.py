@@ -54,6 +54,16 @@ def claimed(folder: Path) -> contextlib.AbstractContextManager:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
 
 
+def check_newest(folder: Path, saved: dict | None) -> None:
+    """Whether `saved` is still the newest checkpoint in `folder`, or there still is none.
+
+    Raises:
+        UserError: if another run has come between.
+    """
+    if max(saved_epochs(folder), default=None) != (saved and saved["epoch"]):
+        raise UserError(f"another run has just written to {folder}; wait for its end, and start again")
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove what a save that was cut off has left in `folder`."""
     for path in folder.glob("*" + PARTIAL):
@@ -112,6 +122,8 @@ def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # of the device: no fault of the file's
+        raise
     except Exception as error:  # a file from anywhere can fail in any way
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} is not a usable checkpoint: {reason}; {advice}") from error
