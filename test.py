@@ -25,7 +25,7 @@ from utils.contents import WEIGHTS
 from utils.errors import UserError, run_program
 from utils.files import make_folder
 from utils.image import read_image
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, location
 from utils.runtime import Runtime, choose_device, torch_trouble
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
@@ -41,11 +41,11 @@ def build_parser() -> Parser:
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
     parser.add_argument_group("how").add_argument("--views", type=int, choices=(1, 2, 6), default=1, help=VIEWS_HELP)
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
-    what.add_argument("--report", type=Path, help="folder for confusion_matrix.png, mistakes.png and predictions.csv")
-    what.add_argument("--image", type=Path, nargs="+", help="pictures to classify, in place of the test images")
+    what.add_argument("--report", type=location, help="folder for confusion_matrix.png, mistakes.png, predictions.csv")
+    what.add_argument("--image", type=location, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
-    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
-    add("--data-dir", type=Path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--data-dir", type=location, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=integer(1), default=500, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")

@@ -98,6 +98,14 @@ def test_without_the_archive_a_damaged_file_is_a_line(small_cifar10, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+def test_a_home_folder_that_the_shell_left_to_the_program(archive, server, monkeypatch, tmp_path):
+    shutil.rmtree("data")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    server.append(sends(archive.read_bytes()))
+    options = "--data-dir=~/data --widths 4 --blocks 1 --epochs 1 --device cpu".split()
+    assert train.main(options) == 0 and (tmp_path / "home/data" / CIFAR10.base_folder).is_dir()
+
+
 def test_one_folder_for_data_and_checkpoints_is_no_trouble(archive, server):
     shutil.rmtree("data")
     server.append(sends(archive.read_bytes()))

@@ -1,5 +1,6 @@
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ RUNS = {
     "two epochs": history([1.7, 1.4]),
     "the recipe": history(falling(90), lr=lambda epoch: 0.1 ** (1 + (epoch - 1) // 30)),
     "a thousand epochs": history(falling(1000)),
+    "rates of many digits": history(falling(90), lr=lambda epoch: 0.05 * 0.3 ** ((epoch - 1) // 18)),
     "drops close together": history(
         falling(90), lr=lambda epoch: 0.1 * 0.37 ** sum(epoch >= e for e in (2, 3, 89, 90))
     ),
@@ -180,6 +182,20 @@ def test_a_picture_that_cannot_be_written_is_a_line(drawn):
     os.mkdir("curve.png")
     with pytest.raises(UserError, match="cannot write curve.png: .*; name another file with --plot"):
         drawn(RUNS["one epoch"])
+
+
+def test_a_link_to_a_picture_stays_one(drawn):
+    os.mkdir("elsewhere")
+    os.symlink("elsewhere/target.png", "curve.png")
+    drawn(history([1.7]))
+    assert os.path.islink("curve.png") and os.listdir("elsewhere") == ["target.png"]
+
+
+def test_what_draws_is_imported_before_training(monkeypatch):
+    """Where Ctrl-C cuts an import off, it cannot be done again to draw the last curve."""
+    monkeypatch.delitem(sys.modules, "matplotlib.backends.backend_agg", raising=False)
+    plot.LossCurve(Path("curve.png"), CONFIG, 387_514).prepare()
+    assert "matplotlib.backends.backend_agg" in sys.modules
 
 
 def test_a_pipe_or_a_device_is_not_replaced_by_a_picture():

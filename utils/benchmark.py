@@ -56,11 +56,11 @@ class ThisProject:
         self.step = cuda_graph.step_class(self.runtime)(forward, self.optimizer, self.runtime)
 
     def compile(self) -> float | None:
-        """Compile the forward pass; seconds until the first steps are done, None where there is no compiler."""
+        """Compile the forward pass; seconds until the first step is done, None where there is no compiler."""
         if not compiler.works(self.runtime):
             return None
         self._step_with(compiler.compiled(self.network, self.batch_size, self.runtime.device))
-        return seconds_of(self.train, self.runtime.device)
+        return seconds_of(lambda: self._train_on(self.to_step[: self.batch_size]), self.runtime.device)
 
     def divide_among(self, runtime: Runtime) -> None:
         """From now on train together with the other processes of `runtime`, each on its share of a batch."""
@@ -233,6 +233,7 @@ def decide(options: argparse.Namespace, device: torch.device, multiply_adds: flo
     if options.steps is None:
         on_cpu = min(max(2, round(CPU_WORK / multiply_adds)), 20)
         options.steps = on_cpu if device.type == "cpu" else STEPS
+    options.steps = max(1, min(options.steps, TRAINING // options.batch_size))
 
 
 @torch_trouble()

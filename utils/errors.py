@@ -40,8 +40,10 @@ def run_program(main: Callable[[], int]) -> None:
     sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have no form in the terminal's encoding
+    # A file's name may have no form in the terminal's encoding, and what is typed may be no text in it.
+    for stream, errors in (sys.stdout, "backslashreplace"), (sys.stdin, "replace"):
+        if hasattr(stream, "reconfigure"):  # a notebook's have no such method
+            stream.reconfigure(errors=errors)
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
             signal.signal(number, _on_signal)
@@ -62,7 +64,7 @@ def run_program(main: Callable[[], int]) -> None:
         _silence(sys.stdout)
         code = code or 1
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise  # not something that the user can fix
         _report(f"{error.filename or 'standard output'}: {error.strerror}; fix that, or name another place")
         _silence(sys.stdout)

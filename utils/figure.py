@@ -1,5 +1,6 @@
 """What the pictures share: size, colours and type, and a heading."""
 
+import importlib
 import io
 import logging
 import os
@@ -19,12 +20,19 @@ STYLE = {
 }  # fmt: skip
 
 
+def import_matplotlib() -> None:
+    """Import what draws; before long work, since an import that Ctrl-C has cut off cannot be done again."""
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter names its own to all programs, which may not be installed here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache is if not in $HOME
+    for name in ("backends.backend_agg", "figure", "style"):  # half a second, which test.py need not wait for
+        importlib.import_module(f"matplotlib.{name}")
+
+
 @contextmanager
 def picture(path: Path, height: float, advice: str) -> Iterator:
     """A matplotlib figure, `height` inches high, to draw into; then it is written to `path`, as by `write_file`."""
-    os.environ["MPLBACKEND"] = "agg"  # Jupyter names its own to all programs, which may not be installed here
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache is if not in $HOME
-    from matplotlib import style  # half a second, which test.py need not wait for
+    import_matplotlib()
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE]):  # whatever the user's own matplotlibrc says

@@ -16,13 +16,14 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `advice` says what to do about it.
     """
-    partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
+    target = os.path.realpath(path)  # a link stays one
+    partial = Path(target + PARTIAL)  # one that a kill has left is written over
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     finally:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, set_start_method
 from pathlib import Path
@@ -67,8 +68,11 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
     signal.signal(signal.SIGINT, handler)
 
     def ask(method: str, *values) -> float:
-        made.result()  # raises what went wrong there
-        return pool.submit(_ask, method, *values).result()
+        try:
+            made.result()  # raises what went wrong there
+            return pool.submit(_ask, method, *values).result()
+        except BrokenProcessPool as error:
+            raise UserError("a measuring process was killed; for want of memory? try a smaller --batch-size") from error
 
     try:
         yield ask

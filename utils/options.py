@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {default})".replace("%", "%%")
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        named = "PATH" if action.type is Path else super()._get_default_metavar_for_optional(action)
-        return getattr(action.type, "metavar", named)
+        return getattr(action.type, "metavar", super()._get_default_metavar_for_optional(action))
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,11 +85,16 @@ def number(kind: type, low: float, high: float = 2**31 - 1, open_low: bool = Fal
 integer, real = partial(number, int), partial(number, float)
 
 
+def location(text: str) -> Path:
+    """An argparse type: a file or folder. Shells leave the `~` in `--data-dir=~/data` to the program."""
+    return Path(os.path.expanduser(text))
+
+
 def png(text: str) -> Path:
     """An argparse type: the name of a picture, so that none is drawn over a checkpoint, say."""
-    if Path(text).suffix.lower() != ".png":
+    if location(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    return Path(text)
+    return location(text)
 
 
-png.metavar = "PATH"
+location.metavar = png.metavar = "PATH"

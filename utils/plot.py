@@ -14,10 +14,10 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.errors import UserError, run_program
-from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, picture, write_heading
+from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, import_matplotlib, picture, write_heading
 from utils.files import make_folder
-from utils.history import best_row, in_epochs
-from utils.options import CHECKPOINT_DIR, Parser, png
+from utils.history import best_row, duration, in_epochs
+from utils.options import CHECKPOINT_DIR, Parser, location, png
 
 ADVICE = "name another file with --plot"
 MIN_INTERVAL = 5.0  # seconds between two drawings
@@ -116,7 +116,8 @@ def _draw_learning_rates(axes, history: list[dict]) -> None:
     changes = [(row["epoch"] - 0.5, row["lr"]) for before, row in pairwise(history) if row["lr"] != before["lr"]]
     left, first, last = axes.get_xlim()[0], number(history[0]["lr"]), number(history[-1]["lr"])
     labels = [(left, f"lr {first}"), *((epoch, f"→ {number(lr)}") for epoch, lr in changes)]
-    if any(after - before < 0.2 * len(history) for (before, _), (after, _) in pairwise(labels)):
+    width = 0.035 * len(history)  # of a character, about, in epochs
+    if any(after - before < width * len(text) for (before, text), (after, _) in pairwise(labels)):
         highest = number(max(row["lr"] for row in history))
         rates = (first, last) if highest in (first, last) else (first, highest, last)
         labels, changes = [(left, "lr " + " → ".join(rates))], []
@@ -134,11 +135,12 @@ class LossCurve:
         self.quiet_until = 0.0
 
     def prepare(self) -> None:
-        """Make the picture's folder, and find out before hours of training whether it can be written.
+        """Import what draws, make the picture's folder, and find out before long work whether it can be written.
 
         Raises:
             UserError: if it cannot be written.
         """
+        import_matplotlib()
         make_folder(self.path.parent, ADVICE)
         if self.path.exists() and not self.path.is_file():
             raise UserError(f"{self.path} is a folder, a device or a pipe; {ADVICE}")
@@ -165,12 +167,13 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     subset = f"the first {options['subset']:,} images of " if options["subset"] else ""
     unfinished = f"{len(history):,} of " if len(history) < options["epochs"] else ""
     seconds = statistics.median(row["seconds"] for row in history)
+    pace = f"{seconds:.3g} s" if seconds < 999.5 else duration(seconds)
     epochs = unfinished + in_epochs(options["epochs"])
     course = "one cycle up to" if options["schedule"] == "one-cycle" else "learning rate"
     dropout = f", dropout {config['network']['dropout']:g}" if config["network"]["dropout"] else ""
     return (
         f"{parameters:,} parameters{dropout} · SGD: {course} {options['lr']:g}, batch {options['batch_size']}, "
-        f"{epochs}, seed {options['seed']} · {subset}{data} · {seconds:.3g} s an epoch"
+        f"{epochs}, seed {options['seed']} · {subset}{data} · {pace} an epoch"
     )
 
 
@@ -183,7 +186,7 @@ def curve_path(options: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__, "python -m utils.plot")
     add = parser.add_argument
-    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the run")
     add("--plot", type=png, help="picture to draw (default: where train.py draws it)")
     options = parser.parse_args(argv)
     saved = checkpoint.load_newest(options.checkpoint_dir)

@@ -92,7 +92,8 @@ class Runtime:
             name += f", {torch.cuda.get_device_name(self.device)}"
             precision += " (convolutions: TF32 where the GPU has it)" * (precision == "fp32")
         elif self.device.type == "cpu":
-            name += f", {torch.get_num_threads()} threads"
+            threads = torch.get_num_threads()
+            name += f", {threads} thread{'s' * (threads != 1)}"
             if precision == "bf16" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
                 precision += " (slow: this processor only emulates it)"
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
@@ -197,7 +198,8 @@ def torch_trouble() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
     except (MemoryError, RuntimeError) as error:
-        phrases = "can't allocate memory", "not enough memory", "out of memory"  # of the CPU, on Windows; and of MPS
+        # Of the CPU, on Linux and on Windows, of MPS, and of the libraries of CUDA.
+        phrases = "can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED"
         if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
             raise UserError("not enough memory; try a smaller --batch-size") from error
         if type(error).__module__ in ("torch._dynamo.exc", "torch._inductor.exc"):
@@ -224,6 +226,8 @@ def _device_among_processes(name: str) -> torch.device:
         raise UserError(f"--device {name}: under torchrun it is auto, cpu or cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if not distributed.is_nccl_available():
+        raise UserError("this torch has no NCCL, which several processes need on GPUs; use --device cpu")
     if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
         raise UserError(
             f"--nproc-per-node: there are {torch.cuda.device_count()} GPUs here; use no more, or --device cpu"
