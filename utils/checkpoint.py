@@ -61,7 +61,7 @@ def check_newest(folder: Path, saved: dict | None) -> None:
         UserError: if another run has come between.
     """
     if max(saved_epochs(folder), default=None) != (saved and saved["epoch"]):
-        raise UserError(f"another run has just written to {folder}; wait for its end, and start again")
+        raise UserError(f"another run has just written to {folder}; start again")
 
 
 def clear_leftovers(folder: Path) -> None:
