@@ -169,8 +169,8 @@ def test_a_closed_output_is_no_trouble_and_a_full_disk_behind_it_is_a_line(train
     with open("/dev/full", "w") as full:
         silent = start(*of_trained, "--epoch", "1", preexec_fn=lambda: os.close(1))
         without_errors = start("train.py", *TINY, "--epochs", "1", preexec_fn=lambda: os.close(2))
-        full_at_once = start("train.py", *TINY, "--epochs", "1", "--checkpoint-dir", "full", stdout=full)
-        full_at_the_end = start(*of_trained, stdout=full)  # the table of epochs gets there when the program ends
+        full_at_once = start_warm("train.py", *TINY, "--epochs", "1", "--checkpoint-dir", "full", stdout=full)
+        full_at_the_end = start_warm(*of_trained, stdout=full)  # the table of epochs gets there when the program ends
     _, err = silent.communicate(timeout=60)
     assert (silent.returncode, err) == (0, "")
     out, _ = without_errors.communicate(timeout=60)

@@ -37,7 +37,7 @@ def test_every_command_works(trained, monkeypatch):
                 train.build_parser().parse_args(words[words.index("train.py") + 1 :])  # run in test_torchrun.py
             elif words[1] == "train.py":
                 resume = "--resume" in words
-                given = [*words[2:], *SHORT, "--epochs", "2"] if not resume else ["--resume", "--epochs", "3"]
+                given = [*words[2:], *SHORT, "--epochs", "1"] if not resume else ["--resume", "--epochs", "2"]
                 assert train.main([*given, *(() if resume else ("--overwrite",))]) == 0
             elif words[1] == "test.py":
                 epoch = ["--epoch", "1"] if "--epoch" in words else []
