@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, beside checkpoints that are elsewhere)")
+    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in --checkpoint-dir if you name another)")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")

@@ -93,8 +93,8 @@ def start(script, *arguments, **options):
 def start_warm(script, *arguments, prepare=lambda: None, **options):
     """Like `start`, but forked from this process, which has torch already: importing it takes a program seconds.
 
-    `prepare` is called in the new process. For what the interpreter itself does at its start and end, and for warnings,
-    which pytest collects, use `start`.
+    `prepare` is called in the new process, where there is a GPU before the program is loaded. For what the interpreter
+    itself does at its start and end, and for warnings, which pytest collects, use `start`.
     """
     if torch.cuda.device_count():  # autograd has started a thread for each GPU, and refuses to work in a fork
         return start(script, *arguments, preexec_fn=prepare, **options)

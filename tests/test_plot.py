@@ -189,6 +189,9 @@ def test_a_link_to_a_picture_stays_one(drawn):
     os.symlink("elsewhere/target.png", "curve.png")
     drawn(history([1.7]))
     assert os.path.islink("curve.png") and os.listdir("elsewhere") == ["target.png"]
+    os.symlink("/proc/curve.png", "nowhere.png")
+    with pytest.raises(UserError, match="cannot write to the folder /proc"):
+        plot.LossCurve(Path("nowhere.png"), CONFIG, 387_514).prepare()
 
 
 def test_what_draws_is_imported_before_training(monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import re
 import shutil
 from pathlib import Path
@@ -71,11 +72,12 @@ def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
     assert err == "error: no terminal to ask for an epoch; name it with --epoch\n"
 
 
-def test_the_star_is_on_the_best_of_the_epochs_that_are_there(folder, capsys):
+def test_the_star_is_on_the_best_of_the_epochs_that_are_there(folder, monkeypatch, capsys):
     rows = checkpoint.load_newest(Path("checkpoints"))["history"]
     losses = {row["epoch"]: row["val_loss"] for row in rows}
     best, second, _ = sorted(losses, key=losses.get)
     checkpoint.path_of(Path("checkpoints"), best).unlink()
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(UserError, match="no terminal"):
         test.main([])
     shown = re.findall(r"^ +(\d)([* ]) ", capsys.readouterr().out, re.M)

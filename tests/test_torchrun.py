@@ -14,7 +14,7 @@ import train
 from conftest import ROOT, TINY, start_warm, wait_for_line
 from utils import checkpoint
 from utils.errors import UserError
-from utils.options import check_together
+from utils.runtime import Runtime
 
 SEVERAL = "tests/several_processes.py"
 
@@ -49,10 +49,11 @@ def test_gradients_and_validation_are_those_of_one_process(alone):
     assert several["validation"] == (pytest.approx(loss, abs=1e-6), accuracy)
 
 
-def test_every_process_needs_an_image_of_a_batch():
-    options = train.build_parser().parse_args(["--batch-size", "1"])
+def test_every_process_needs_an_image_of_a_batch(monkeypatch):
+    parser, runtime = train.build_parser(), Runtime(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(Runtime, "from_first", lambda self, make: make())  # there is no other process
     with pytest.raises(UserError, match="--batch-size: 1 for 2 processes; give each an image at least"):
-        check_together(options, "cpu", 2)
+        train.train(parser, parser.parse_args(["--batch-size", "1"]), [], runtime)
 
 
 def test_an_error_ends_all_processes_with_our_one_line_first():

@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, change, run, start_warm
+from conftest import ENVIRONMENT, TINY, change, run, start_warm
 from utils import checkpoint, compiler
 from utils.errors import UserError
 from utils.history import COLUMNS
@@ -84,7 +84,8 @@ def two_threads():
     torch.set_num_threads(2)  # in a fork: a process that has had two can no longer fork safely
 
 
-def test_with_two_threads_a_run_resumes_bit_for_bit_too():
+def test_with_two_threads_a_run_resumes_bit_for_bit_too(monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "2")  # for a program that is not forked
     for folder, *options in (
         ("whole", *TINY, "--epochs", "3"),
         ("resumed", *TINY, "--epochs", "2"),

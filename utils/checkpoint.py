@@ -55,7 +55,7 @@ def claimed(folder: Path) -> contextlib.AbstractContextManager:
 
 
 def check_newest(folder: Path, saved: dict | None) -> None:
-    """Whether `saved` is still the newest checkpoint in `folder`, or there still is none.
+    """Make sure that `saved` is still the newest checkpoint in `folder`, or that there still is none.
 
     Raises:
         UserError: if another run has come between.
@@ -122,7 +122,7 @@ def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:  # of the device: no fault of the file's
+    except torch.OutOfMemoryError:  # of a GPU: not the fault of the file
         raise
     except Exception as error:  # a file from anywhere can fail in any way
         reason = getattr(error, "strerror", None) or first_line(error)

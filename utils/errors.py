@@ -40,7 +40,7 @@ def run_program(main: Callable[[], int]) -> None:
     sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    # A file's name may have no form in the terminal's encoding, and what is typed may be no text in it.
+    # A file's name may have no form in the terminal's encoding, and what is typed may not be valid text in it.
     for stream, errors in (sys.stdout, "backslashreplace"), (sys.stdin, "replace"):
         if hasattr(stream, "reconfigure"):  # a notebook's have no such method
             stream.reconfigure(errors=errors)
@@ -56,6 +56,8 @@ def run_program(main: Callable[[], int]) -> None:
             code = 2
         except KeyboardInterrupt as interrupt:
             code = interrupt_code(interrupt)
+        except SystemExit as end:  # of --help, or Ctrl-D at a question: what was printed is still to be flushed
+            code = end.code or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:  # while the reader of our output did not read on
         _silence(sys.stdout)

@@ -16,14 +16,13 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `advice` says what to do about it.
     """
-    target = os.path.realpath(path)  # a link stays one
-    partial = Path(target + PARTIAL)  # one that a kill has left is written over
+    partial = path.with_name(path.name + PARTIAL)  # one that a kill has left is written over
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     finally:

@@ -72,7 +72,8 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
             made.result()  # raises what went wrong there
             return pool.submit(_ask, method, *values).result()
         except BrokenProcessPool as error:
-            raise UserError("a measuring process was killed; for want of memory? try a smaller --batch-size") from error
+            advice = "perhaps for lack of memory; try a smaller --batch-size"
+            raise UserError(f"a measuring process was killed, {advice}") from error
 
     try:
         yield ask

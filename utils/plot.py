@@ -131,7 +131,8 @@ class LossCurve:
     """The curve of a run in the PNG at `path`; `config` as in its checkpoints, `parameters`: how many are trainable."""
 
     def __init__(self, path: Path, config: dict, parameters: int):
-        self.path, self.config, self.parameters = path, config, parameters
+        self.path = path.resolve() if path.is_symlink() else path  # a link stays one
+        self.config, self.parameters = config, parameters
         self.quiet_until = 0.0
 
     def prepare(self) -> None:
