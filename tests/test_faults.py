@@ -15,7 +15,7 @@ import pytest
 
 import train
 from conftest import TINY, run, start, start_warm, wait_for_line
-from test_train import assert_same_run
+from test_resume import assert_same_run
 from utils import checkpoint, messages
 from utils.errors import UserError
 
