@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dropout import Dropout
+
 # 379,514 of at most 399,999 parameters, 160.4 million multiply-adds an image (docs/accuracy.md says why).
 WIDTHS = (48, 64, 64)
 BLOCKS = (2, 2, 2)
@@ -32,7 +34,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.skip = nn.Identity()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from models import ResidualCNN, count_parameters
+from models.dropout import Dropout
 
 
 def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
@@ -47,6 +48,23 @@ def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
     assert torch.equal(network(images), network(images))
     network.train()
     assert not torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dropout_draws_each_activation_and_scales_up_what_it_keeps(memory_format):
+    torch.manual_seed(0)
+    x = torch.ones(16, 16, 33, 33).contiguous(memory_format=memory_format).requires_grad_()
+    y = Dropout(0.2)(x)
+    y.sum().backward()
+    assert y.is_contiguous(memory_format=memory_format)
+    assert y.unique().tolist() == [0, 1.25]
+    assert torch.equal(x.grad, y)
+    dropped = (y == 0).flatten().double()
+    margin = 4 * (0.2 * 0.8 / x.numel()) ** 0.5  # four standard errors
+    assert dropped.mean().item() == pytest.approx(0.2, abs=margin)
+    for distance in (1, 2, 3, 4, 33):  # also for those from one draw of 64 bits, the chance that both go is 0.2 x 0.2
+        both = dropped[distance:] * dropped[:-distance]
+        assert both.mean().item() == pytest.approx(0.04, abs=margin)
 
 
 def test_widths_and_blocks_of_different_length_are_refused():

@@ -10,15 +10,15 @@ from torch import Tensor
 from utils.errors import first_line, warn
 from utils.runtime import Runtime
 
-# Images of training after which torch.compile has won back its start (docs/speed.md). On two cores: 30 s at 0.14 to
-# 0.29 ms an image, with AVX-512; on an H200: 16 to 29 s at 6 us.
+# Images of training after which torch.compile has won back its start (docs/speed.md). On two cores of a Xeon with AMX:
+# 30 s at 0.14 to 0.29 ms an image; on an H200: 16 to 29 s at 6 us.
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 
 def pays(images: int, device: torch.device) -> bool:
     """Whether compiling pays within so many images of training; never on other devices, where it is a prototype."""
-    if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False  # with AVX2 it is hardly faster, or slower (docs/speed.md); ARM's have not been measured
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_tile"):
+        return False  # it is no faster on the others that were measured, AMD's with AVX2 and AVX-512 (docs/speed.md)
     return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)
 
 
@@ -34,11 +34,10 @@ def works(runtime: Runtime) -> bool:
     return True
 
 
-def compiled(forward: Callable[[Tensor], Tensor], batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """`forward`, compiled for batches of one size on `device`.
+def compiled(forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled for batches of one size.
 
     The last, shorter batch of an epoch is not compiled: a second compilation would cost more than it saves.
     """
-    # On a CPU torch's own random numbers for dropout come faster than the compiler's (docs/speed.md).
-    fast = torch.compile(forward, dynamic=False, options={"fallback_random": device.type == "cpu"})
+    fast = torch.compile(forward, dynamic=False)
     return lambda images: (fast if len(images) == batch_size else forward)(images)
