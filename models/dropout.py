@@ -24,6 +24,6 @@ class Dropout(nn.Dropout):
     """As nn.Dropout, for dense tensors; elsewhere than on a CPU it is nn.Dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.p > 0 and x.device.type == "cpu":
+        if self.training and 0 < self.p < 1 and x.device.type == "cpu":
             return x * dropout_mask(x.detach(), self.p)
         return super().forward(x)
