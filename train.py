@@ -135,7 +135,7 @@ class Run:
         forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
-            forward = compiler.compiled(forward, share.stop - share.start)
+            forward = compiler.compiled(forward, share.stop - share.start, runtime.device)
         forward = runtime.in_precision(options.precision, forward)
         recipe = {name: getattr(options, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
         self.optimizer = SGD(self.network.parameters(), **recipe)

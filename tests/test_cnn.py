@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from models import ResidualCNN, count_parameters
 from models.dropout import Dropout
@@ -51,20 +53,35 @@ def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_dropout_draws_each_activation_and_scales_up_what_it_keeps(memory_format):
+def test_where_torch_is_slow_dropout_draws_each_activation_by_itself(memory_format, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"})
+    monkeypatch.setattr(F, "dropout", None)
     torch.manual_seed(0)
-    x = torch.ones(16, 16, 33, 33).contiguous(memory_format=memory_format).requires_grad_()
+    x = torch.ones(15, 17, 33, 35).contiguous(memory_format=memory_format).requires_grad_()
     y = Dropout(0.2)(x)
     y.sum().backward()
     assert y.is_contiguous(memory_format=memory_format)
     assert y.unique().tolist() == [0, 1.25]
     assert torch.equal(x.grad, y)
-    dropped = (y == 0).flatten().double()
+    in_memory = y.permute(0, 2, 3, 1) if memory_format == torch.channels_last else y
+    dropped = (in_memory == 0).flatten().double()
     margin = 4 * (0.2 * 0.8 / x.numel()) ** 0.5  # four standard errors
     assert dropped.mean().item() == pytest.approx(0.2, abs=margin)
-    for distance in (1, 2, 3, 4, 33):  # also for those from one draw of 64 bits, the chance that both go is 0.2 x 0.2
+    for distance in (1, 2, 3, 4):  # the chance that both go, also for those from one number
         both = dropped[distance:] * dropped[:-distance]
         assert both.mean().item() == pytest.approx(0.04, abs=margin)
+
+
+@pytest.mark.parametrize(
+    "name, p", [("Intel Xeon", 0.2), ("AMD EPYC", 0.0), ("AMD EPYC", 1 - 2**-18), ("AMD EPYC", 1.0)]
+)
+def test_elsewhere_dropout_is_torchs(name, p, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    results = []
+    for kind in (Dropout, nn.Dropout):
+        torch.manual_seed(0)
+        results.append(kind(p)(torch.ones(64, 64)))
+    assert torch.equal(*results)
 
 
 def test_widths_and_blocks_of_different_length_are_refused():

@@ -18,7 +18,7 @@ COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 def pays(images: int, device: torch.device) -> bool:
     """Whether compiling pays within so many images of training; never on other devices, where it is a prototype."""
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_tile"):
-        return False  # it is no faster on the others that were measured, AMD's with AVX2 and AVX-512 (docs/speed.md)
+        return False  # on the others that were measured, AMD's, it is hardly faster, or slower (docs/speed.md)
     return images >= COMPILE_PAYS_FROM.get(device.type, math.inf)
 
 
@@ -34,10 +34,11 @@ def works(runtime: Runtime) -> bool:
     return True
 
 
-def compiled(forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
-    """`forward`, compiled for batches of one size.
+def compiled(forward: Callable[[Tensor], Tensor], batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled for batches of one size on `device`.
 
     The last, shorter batch of an epoch is not compiled: a second compilation would cost more than it saves.
     """
-    fast = torch.compile(forward, dynamic=False)
+    # On a CPU torch's own random numbers for dropout come faster than the compiler's (docs/speed.md).
+    fast = torch.compile(forward, dynamic=False, options={"fallback_random": device.type == "cpu"})
     return lambda images: (fast if len(images) == batch_size else forward)(images)

@@ -135,7 +135,7 @@ def _check_config(config: dict) -> None:
         require(good, f"its config's {part!r} are not those of a run")
     shape = config["network"]["widths"] + config["network"]["blocks"]
     require(min(shape, default=0) >= 1, "its network has no layers")
-    require(0 <= config["network"]["dropout"] <= 0.99, "its network's dropout is no probability")
+    require(0 <= config["network"]["dropout"] < 1, "its network's dropout is no probability")
     require(len(config["network"]["widths"]) <= MAX_STAGES, f"its network has more than {MAX_STAGES} stages")
     for key in ("mean", "std"):
         good = len(config[key]) == 3 and all(type(value) is float and 0 <= value <= 1 for value in config[key])
