@@ -117,7 +117,7 @@ class Run:
         self._prepare_training(network)
         if saved:
             self._restore(path, saved)
-        self.config = contents.config_of(options, self.mean, self.std)
+        self.config = contents.config_of(options, self.mean, self.std)  # now that all of it is decided
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
@@ -137,8 +137,8 @@ class Run:
             share = runtime.share(options.batch_size)
             forward = compiler.compiled(forward, share.stop - share.start, runtime.device)
         forward = runtime.in_precision(options.precision, forward)
-        recipe = {name: getattr(options, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
-        self.optimizer = SGD(self.network.parameters(), **recipe)
+        parameters, decay = self.network.parameters(), options.weight_decay
+        self.optimizer = SGD(parameters, options.lr, options.momentum, weight_decay=decay, nesterov=options.nesterov)
         self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
@@ -162,7 +162,7 @@ class Run:
         generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops, flips and squares
         batches = self.batches(self.training, options.batch_size, generator)
         lr = self.scheduler.get_last_lr()[0]
-        no_bar = None if self.runtime.is_first else True  # None: where stderr is a terminal
+        no_bar = None if self.runtime.is_first else True  # None: only where stderr is a terminal; True: never
         with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
             train_loss, train_accuracy = engine.train_one_epoch(
                 self.network, self.step, batches, self.scheduler, self.runtime, bar.update
@@ -182,7 +182,7 @@ class Run:
 
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
-        self.runtime.share_statistics(self.network)
+        self.runtime.broadcast_buffers(self.network)
         predictions = engine.predict(self.network, self.batches(self.validation, self.runtime.evaluation_batch))
         return engine.loss_and_accuracy(*predictions, self.runtime)
 
@@ -193,8 +193,9 @@ class Run:
     def keep(self, row: dict) -> None:
         """Write the checkpoint of the epoch just trained, and enter its row into the history."""
         if self.runtime.is_first:
-            trained = self.network, self.optimizer, self.scheduler, [*self.history, row], self.config
-            checkpoint.save(self.options.checkpoint_dir, contents.checkpoint_of(*trained))
+            rows = [*self.history, row]
+            saved = contents.checkpoint_of(self.network, self.optimizer, self.scheduler, rows, self.config)
+            checkpoint.save(self.options.checkpoint_dir, saved)
         self.history.append(row)
 
 

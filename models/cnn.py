@@ -44,9 +44,9 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Dropout and ReLU commute; in this order training keeps one tensor less.
-        residual = F.relu(self.dropout(self.bn1(self.conv1(x))), inplace=True)
-        return F.relu(self.skip(x) + self.bn2(self.conv2(residual)), inplace=True)
+        # Dropout and ReLU can change places. In this order ReLU works in place, and training keeps one tensor less.
+        hidden = F.relu(self.dropout(self.bn1(self.conv1(x))), inplace=True)
+        return F.relu(self.skip(x) + self.bn2(self.conv2(hidden)), inplace=True)
 
 
 class ResidualCNN(nn.Module):

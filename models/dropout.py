@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """As nn.Dropout, for dense tensors, but on CPUs that are not Intel's in a third of its time (docs/speed.md).
 
-    There torch draws Bernoulli numbers, one after the other, where MKL does so in parallel on Intel's. Here an element
-    takes 16 random bits, four elements from each 64-bit number; the probability is a multiple of 2^-16.
+    On those torch draws a mask one number after the other; on Intel's, MKL draws it in parallel. Here each element has
+    16 bits of a 64-bit random number, and is kept where they, as an integer from -2^15 on, are at least p 2^16 - 2^15.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -20,6 +20,6 @@ class Dropout(nn.Dropout):
 
 
 def _is_slow_in_torch(device: torch.device) -> bool:
-    if device.type != "cpu" or torch.compiler.is_compiling():  # which makes something slower of the above
+    if device.type != "cpu" or torch.compiler.is_compiling():  # the compiler makes something slower of the above
         return False
     return "Intel" not in torch.cpu.get_capabilities().get("cpu_name", "")

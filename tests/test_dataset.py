@@ -92,7 +92,7 @@ def test_each_image_is_cropped_and_flipped_on_its_own():
 
 
 def test_a_crop_is_a_window_of_the_image_with_a_mirrored_border():
-    images = random_split(3).images
+    images = random_split(3).images.float()
     padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
     corners = torch.tensor([[4, 0, 8], [4, 0, 5]])
     centre, top_left, flipped = crop_and_flip(images, corners, torch.tensor([False, False, True])).numpy()

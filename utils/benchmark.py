@@ -91,7 +91,7 @@ class ThisProject:
         corners = torch.randint(0, 2 * dataset.PADDING + 1, (2, len(split)), device=split.images.device)
         flips = torch.rand(len(split), device=split.images.device) < 0.5
         group = self.batch_size * self._batches(split).ahead  # as many at once as `Batches` makes
-        parts = split.images.split(group), corners.split(group, dim=1), flips.split(group)
+        parts = split.images.float().split(group), corners.split(group, dim=1), flips.split(group)
         seconds = seconds_of(lambda: [dataset.crop_and_flip(*part) for part in zip(*parts)], self.runtime.device)
         return seconds * TRAINING / len(split)
 

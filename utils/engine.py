@@ -41,7 +41,7 @@ class Step:
         label_smoothing: float = 0.0,
     ):
         self.forward, self.optimizer, self.label_smoothing = forward, optimizer, label_smoothing
-        self.processes = runtime.world_size
+        self.world_size = runtime.world_size
         self.totals = torch.zeros(2, device=runtime.device)
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:
@@ -49,7 +49,7 @@ class Step:
         logits = self.forward(images)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         self.optimizer.zero_grad()
-        (loss * self.processes / size).backward()  # several processes average their gradients
+        (loss * self.world_size / size).backward()  # DDP takes the mean of the processes' gradients, not their sum
         self.optimizer.step()
         if self.label_smoothing:
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
@@ -74,7 +74,7 @@ def train_one_epoch(
         step(images, labels, size)
         scheduler.step()
         on_step()
-    loss_sum, correct = runtime.sum(*step.totals.tolist())
+    loss_sum, correct = runtime.all_reduce(*step.totals.tolist())
     return loss_sum / sum(batches.sizes), correct / sum(batches.sizes)
 
 
@@ -113,5 +113,5 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor, runtime: Runtime) -> tuple
     """Mean cross-entropy and share of correct predictions over all processes; logits (N, classes), labels (N,)."""
     loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
     correct = (logits.argmax(dim=1) == labels).sum().item()
-    loss_sum, correct, count = runtime.sum(loss, correct, len(labels))
+    loss_sum, correct, count = runtime.all_reduce(loss, correct, len(labels))
     return loss_sum / count, correct / count

@@ -38,7 +38,7 @@ def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> s
     """After Ctrl-C, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    # What a resumed run was given in addition is in no checkpoint before an epoch of it has ended.
+    # Options given in addition to --resume are in no checkpoint before the first epoch with them has ended.
     more = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
     more += " --compile off" * (options.resume and options.compile == "off")
     same = _as_given(options, *USUAL)

@@ -71,7 +71,7 @@ class Runtime:
             distributed.broadcast_object_list(values, device=self.device)
         return values[0]
 
-    def sum(self, *numbers: float) -> list[float]:
+    def all_reduce(self, *numbers: float) -> list[float]:
         """Each number summed over the processes."""
         if self.world_size == 1:
             return list(numbers)
@@ -79,7 +79,7 @@ class Runtime:
         distributed.all_reduce(sums)
         return sums.tolist()
 
-    def share_statistics(self, network: nn.Module) -> None:
+    def broadcast_buffers(self, network: nn.Module) -> None:
         """Give every process the first one's batch norm statistics, which are the ones that are saved."""
         if self.world_size > 1:
             for buffer in network.buffers():
