@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dropout import Dropout
+from models.dropout import DropoutReLU
 
 # 379,514 of at most 399,999 parameters, 160.4 million multiply-adds an image (docs/accuracy.md says why).
 WIDTHS = (48, 64, 64)
@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout = Dropout(dropout)
+        self.dropout = DropoutReLU(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.skip = nn.Identity()
@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Dropout and ReLU can change places. In this order ReLU works in place, and training keeps one tensor less.
-        hidden = F.relu(self.dropout(self.bn1(self.conv1(x))), inplace=True)
+        hidden = self.dropout(self.bn1(self.conv1(x)))
         return F.relu(self.skip(x) + self.bn2(self.conv2(hidden)), inplace=True)
 
 
