@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout = DropoutReLU(dropout)
+        self.dropout_relu = DropoutReLU(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.skip = nn.Identity()
@@ -44,8 +44,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Dropout and ReLU can change places. In this order ReLU works in place, and training keeps one tensor less.
-        hidden = self.dropout(self.bn1(self.conv1(x)))
+        hidden = self.dropout_relu(self.bn1(self.conv1(x)))
         return F.relu(self.skip(x) + self.bn2(self.conv2(hidden)), inplace=True)
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 class DropoutReLU(nn.Dropout):
     """ReLU after nn.Dropout, in place on dense tensors; on CPUs that are not Intel's, much faster (docs/speed.md).
 
+    The two can change places; in this order ReLU can work in place, too, and training keeps one tensor less.
+
     On those torch draws a mask one number after the other; on Intel's, MKL draws it in parallel. Here each element has
     16 bits of a 64-bit random number, and is kept where they, as an integer from -2^15 on, are at least p 2^16 - 2^15.
     """

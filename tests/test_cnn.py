@@ -43,7 +43,7 @@ def test_a_block_halves_the_resolution_after_its_first_convolution():
 
 def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
     network = ResidualCNN((4, 8), (1, 1), dropout=0.5)
-    assert [block.dropout.p for block in network.stages] == [0.25, 0.5]
+    assert [block.dropout_relu.p for block in network.stages] == [0.25, 0.5]
     images = torch.rand(2, 3, 32, 32)
     network.eval()
     assert torch.equal(network(images), network(images))
