@@ -137,8 +137,10 @@ class Run:
             share = runtime.share(options.batch_size)
             forward = compiler.compiled(forward, share.stop - share.start, runtime.device)
         forward = runtime.in_precision(options.precision, forward)
-        parameters, decay = self.network.parameters(), options.weight_decay
-        self.optimizer = SGD(parameters, options.lr, options.momentum, weight_decay=decay, nesterov=options.nesterov)
+        parameters = self.network.parameters()
+        self.optimizer = SGD(
+            parameters, options.lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
+        )
         self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 

@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 
 class DropoutReLU(nn.Dropout):
-    """ReLU after nn.Dropout, in place on dense tensors; on CPUs that are not Intel's, much faster (docs/speed.md).
+    """nn.Dropout and then ReLU, of any shape; overwrites its input, which must be dense, as batch norm's output is.
 
-    The two can change places; in this order ReLU can work in place, too, and training keeps one tensor less.
+    The two can change places; in this order ReLU works in place, and training keeps one tensor less.
 
-    On those torch draws a mask one number after the other; on Intel's, MKL draws it in parallel. Here each element has
-    16 bits of a 64-bit random number, and is kept where they, as an integer from -2^15 on, are at least p 2^16 - 2^15.
+    On CPUs other than Intel's, torch draws dropout's mask one number after the other, a fifth of a training step
+    (docs/speed.md). There each element has 16 bits of a 64-bit random number instead, and is dropped where these, as
+    an integer from -2^15 on, are below p 2^16 - 2^15.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ class DropoutReLU(nn.Dropout):
             return F.relu(super().forward(x), inplace=True)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         dropped = bits[: x.numel()].as_strided(x.shape, x.stride()) < round(self.p * 2**16) - 2**15
-        x = x.mul_(1 / (1 - self.p))
+        x.mul_(1 / (1 - self.p))
         with torch.no_grad():  # no mask to keep for the backward pass: ReLU lets no gradient through where x is zero
             x.masked_fill_(dropped, 0)
         return F.relu(x, inplace=True)
