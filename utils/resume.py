@@ -40,8 +40,14 @@ def resume_point(
         if value == "auto":  # decided when the run began
             setattr(options, name, before)
         elif value != before and not longer and not uncompiled:
+            given, was = (_option(name, each) for each in (value, before))
             raise UserError(
-                f"--{name.replace('_', '-')} {value} differs from {before} in {path}; leave it out to resume, or start "
-                "another run with another --checkpoint-dir"
+                f"{given} differs from {path}, which has {was}; leave it out to resume, or start another run with "
+                "another --checkpoint-dir"
             )
     return options, saved
+
+
+def _option(name: str, value: object) -> str:
+    """An option as a command line has it: --lr 0.1, no --nesterov."""
+    return " ".join(arguments_of({name: value})) or f"no --{name}"
