@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
     add("--cutout", type=integer(0, 32), default=0, help=CUTOUT_HELP)
-    add("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random numbers")
+    add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
