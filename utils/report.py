@@ -69,7 +69,7 @@ def draw_confusion_matrix(path: Path, what: str, classes: tuple[str, ...], count
         axes.pcolormesh(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
         for row, column in shares.nonzero().tolist():
             share = shares[row, column].item()
-            style = {"color": "white" if share > 0.3 else "black", "weight": "bold" if row == column else "normal"}
+            style = {"color": "white" if share > 0.5 else "black", "weight": "bold" if row == column else "normal"}
             axes.text(column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center", **style)
         middles = [place + 0.5 for place in range(len(classes))]
         axes.set_xticks(middles, classes)
