@@ -19,7 +19,7 @@ class DropoutReLU(nn.Dropout):
         if not self.training or not 0 < self.p < 0.999 or not _is_slow_in_torch(x.device):
             return F.relu(super().forward(x), inplace=True)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        dropped = bits[: x.numel()].as_strided(x.shape, x.stride()) < round(self.p * 2**16) - 2**15
+        dropped = bits.as_strided(x.shape, x.stride()) < round(self.p * 2**16) - 2**15
         x.mul_(1 / (1 - self.p))
         with torch.no_grad():  # no mask to keep for the backward pass: ReLU lets no gradient through where x is zero
             x.masked_fill_(dropped, 0)
