@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
-AHEAD = 8_192  # images augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
+IMAGES_AHEAD = 8_192  # augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
 PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
 
 
@@ -37,9 +37,9 @@ def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
     Raises:
         UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
     """
-    images = _draw_synthetic(5_000, seed=1) if data == "synthetic" else _read_cifar10(data_dir, train=True)
-    first_of_validation = len(images) - int(VALIDATION_FRACTION * len(images))
-    return images[:first_of_validation], images[first_of_validation:]
+    split = _draw_synthetic(5_000, seed=1) if data == "synthetic" else _read_cifar10(data_dir, train=True)
+    first_of_validation = len(split) - int(VALIDATION_FRACTION * len(split))
+    return split[:first_of_validation], split[first_of_validation:]
 
 
 def load_test(data: str, data_dir: Path) -> Split:
@@ -48,12 +48,15 @@ def load_test(data: str, data_dir: Path) -> Split:
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of uint8 images (N, 3, H, W), on a scale from 0 to 1."""
+    """Mean and standard deviation of each channel of uint8 images (N, 3, H, W), on a scale from 0 to 1.
+
+    From a histogram: as floats, all images would take four or eight times their memory.
+    """
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = [torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(3)]
-    shares = torch.stack(counts).double() * 3 / images.numel()  # (3, 256): of each channel's pixels
-    mean = shares @ levels
-    variance = shares @ levels**2 - mean**2
+    frequencies = torch.stack(counts).double() * 3 / images.numel()  # (3, 256): of each channel's levels
+    mean = frequencies @ levels
+    variance = frequencies @ levels**2 - mean**2
     return mean.tolist(), variance.clamp(min=1e-12).sqrt().tolist()
 
 
@@ -87,7 +90,7 @@ class Batches:
         self.split, self.generator, self.share, self.cutout = split, generator, share, cutout
         self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
         device = split.images.device
-        self.ahead = 1 if device.type == "cpu" else max(1, AHEAD // batch_size)
+        self.ahead = 1 if device.type == "cpu" else max(1, IMAGES_AHEAD // batch_size)
         self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
 
@@ -97,7 +100,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._in_order() if self.generator is None else self._augmented(self.generator)
 
-    def _shares(self) -> Iterator[slice]:
+    def _parts(self) -> Iterator[slice]:
         """Where this process's part of each batch lies in the epoch's order."""
         start = 0
         for size in self.sizes:
@@ -106,21 +109,22 @@ class Batches:
             start += size
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for share in self._shares():
-            yield self._normalise(self.split.images[share]), self.split.labels[share]
+        for part in self._parts():
+            yield self._normalise(self.split.images[part]), self.split.labels[part]
 
     def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         count, device = len(self.split), self.split.images.device
-        shares = list(self._shares())
-        mine = torch.cat([torch.arange(share.start, share.stop) for share in shares])
-        order = torch.randperm(count, generator=generator)[mine].to(device)
-        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)[:, mine].to(device)
-        flips = torch.rand(count, generator=generator)[mine].lt(0.5).to(device)
-        centres = torch.randint(0, self.split.images.shape[-1], (2, count), generator=generator)[:, mine].to(device)
-        sizes = [share.stop - share.start for share in shares]
+        # Drawn for all images, however many processes there are; of that each takes what is its own.
+        order = torch.randperm(count, generator=generator)
+        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5
+        centres = torch.randint(0, self.split.images.shape[-1], (2, count), generator=generator)
+        parts = list(self._parts())
+        mine = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        sizes = [part.stop - part.start for part in parts]
         groups = [sizes[first : first + self.ahead] for first in range(0, len(sizes), self.ahead)]
         counts = [sum(group) for group in groups]
-        draws = (draw.split(counts, dim=-1) for draw in (order, corners, flips, centres))
+        draws = (draw[..., mine].to(device).split(counts, dim=-1) for draw in (order, corners, flips, centres))
         for group, index, corner, flip, centre in zip(groups, *draws):
             images = crop_and_flip(self._normalise(self.split.images[index]), corner, flip)
             if self.cutout:
@@ -134,7 +138,7 @@ class Batches:
 def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
     """Crop images, float (B, 3, H, W), each at its own corner (2, B), and mirror those whose flip (B,) is set.
 
-    What lies beyond an image's border is its own mirror image there.
+    Beyond its border an image is reflected.
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (PADDING,) * 4, mode="reflect")
@@ -147,7 +151,7 @@ def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
     """Set, in place, a square of images (B, 3, H, W) around each one's centre (2, B) to zero, the mean colour.
 
-    What of it lies beyond the border is lost (Cutout, DeVries and Taylor, arXiv 1708.04552, section 3.2).
+    It is clipped at the border (Cutout, DeVries and Taylor, arXiv 1708.04552, section 3.2).
     """
     inside = []
     for size, centre in zip(images.shape[2:], centres):
@@ -170,9 +174,10 @@ def _draw_synthetic(count: int, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
     others = torch.randint(0, len(CLASSES), (count,), generator=generator)
-    shares = 0.45 + 0.45 * torch.rand(count, generator=generator)
+    weights = 0.45 + 0.45 * torch.rand(count, generator=generator)
     shifts = torch.randint(-6, 7, (2, count), generator=generator).T
     images = 0.1 * torch.randn(count, 3, 32, 32, generator=generator)
-    for image, label, other, share, shift in zip(images, *(draw.tolist() for draw in (labels, others, shares, shifts))):
-        image += torch.lerp(patterns[other], patterns[label], share).roll(shift, (1, 2))
+    draws = (labels.tolist(), others.tolist(), weights.tolist(), shifts.tolist())
+    for image, label, other, weight, shift in zip(images, *draws):
+        image += torch.lerp(patterns[other], patterns[label], weight).roll(shift, (1, 2))
     return Split(images.mul_(255).clamp_(0, 255).to(torch.uint8), labels)

@@ -21,7 +21,7 @@ import dataset
 from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
-from utils.contents import WEIGHTS
+from utils.contents import WEIGHTS_KEYS
 from utils.errors import UserError, run_program
 from utils.files import make_folder
 from utils.image import read_image
@@ -156,7 +156,7 @@ def choose_checkpoint(options: argparse.Namespace) -> Path:
         raise UserError(
             f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained best"
         )
-    epoch = options.epoch if options.epoch is not None else ask_for_epoch(folder, epochs)
+    epoch = options.epoch or ask_for_epoch(folder, epochs)
     if epoch not in epochs:
         raise UserError(f"there is no epoch {epoch} in {folder}; choose from {listed(epochs)}")
     return checkpoint.path_of(folder, epoch)
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(options.device)
     if options.pretrained:
         path = PRETRAINED[options.pretrained]
-        saved, what = checkpoint.load(path, WEIGHTS, "get it again from the repository"), f"models/{path.name}"
+        saved, what = checkpoint.load(path, WEIGHTS_KEYS, "get it again from the repository"), f"models/{path.name}"
     else:
         path = choose_checkpoint(options)
         saved = checkpoint.load(path)

@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
-    add("--deterministic", action="store_true", help="on a GPU the same weights each time, for some of its speed")
+    add("--deterministic", action="store_true", help="on a GPU the same weights each time, at some cost in speed")
     return parser
 
 
@@ -83,16 +83,16 @@ def build_network(options: argparse.Namespace) -> ResidualCNN:
     Raises:
         UserError: if there is no network of this shape, or it is over the budget of parameters.
     """
-    shape = contents.network_of(options)
+    arguments = contents.network_arguments(options)
     with torch.device("meta"):  # counts without taking the memory
-        parameters = count_parameters(ResidualCNN(**shape))
+        parameters = count_parameters(ResidualCNN(**arguments))
     if parameters > options.max_parameters:
         raise UserError(
             f"the network has {parameters:,} trainable parameters, more than {options.max_parameters:,}; choose "
             "smaller --widths or --blocks, or raise --max-parameters"
         )
     torch.manual_seed(options.seed)
-    return ResidualCNN(**shape)
+    return ResidualCNN(**arguments)
 
 
 class Run:
@@ -121,8 +121,7 @@ class Run:
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
-        if self.options.subset:
-            training, validation = training[: self.options.subset], validation[: self.options.subset]
+        training, validation = training[: self.options.subset], validation[: self.options.subset]  # None: all of it
         self.mean, self.std = dataset.channel_statistics(training.images)
         self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
         self.steps_per_epoch = math.ceil(len(training) / self.options.batch_size)
@@ -132,6 +131,7 @@ class Run:
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=runtime.memory_format)
+        # In the simplest case, one process that computes in fp32, all these leave `forward` as it is.
         forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)
@@ -292,7 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
     options = parser.parse_args(argv)
     with start(options.device, options.deterministic) as runtime:
-        return train(parser, options, argv, runtime)  # which leaves nothing behind that would hold the process group
+        # A function of its own: what it made must be gone before `start` ends the processes' group.
+        return train(parser, options, argv, runtime)
 
 
 if __name__ == "__main__":

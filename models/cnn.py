@@ -14,7 +14,7 @@ from models.dropout import DropoutReLU
 WIDTHS = (48, 64, 64)
 BLOCKS = (2, 2, 2)
 DROPOUT = 0.2
-CLASSES = 10
+NUM_CLASSES = 10
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -73,15 +73,15 @@ class ResidualCNN(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
-        stages, channels = [], widths[0]
+        layers, channels = [], widths[0]
         for stage, (width, count) in enumerate(zip(widths, blocks)):
             probability = dropout if stage == len(widths) - 1 else dropout / 2
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(ResidualBlock(channels, width, stride, probability))
+                layers.append(ResidualBlock(channels, width, stride, probability))
                 channels = width
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, CLASSES)
+        self.stages = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, NUM_CLASSES)
         for module in self.modules():
             # He et al., arXiv 1502.01852. On torch's meta device there is nothing to fill, and trying takes seconds.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:

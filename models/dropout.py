@@ -8,11 +8,11 @@ from torch.nn import functional as F
 class DropoutReLU(nn.Dropout):
     """nn.Dropout and then ReLU, of any shape; overwrites its input, which must be dense, as batch norm's output is.
 
-    The two can change places; in this order ReLU works in place, and training keeps one tensor less.
+    Dropout and ReLU commute; in this order ReLU works in place, and training keeps one tensor less.
 
     On CPUs other than Intel's, torch draws dropout's mask one number after the other, a fifth of a training step
-    (docs/speed.md). There each element has 16 bits of a 64-bit random number instead, and is dropped where these, as
-    an integer from -2^15 on, are below p 2^16 - 2^15.
+    (docs/speed.md). There each element has 16 random bits instead, a quarter of a 64-bit number, and is dropped where
+    they, as an int16, are below p 2^16 - 2^15. (For a p of almost 1 that is no int16.)
     """
 
     def forward(self, x: Tensor) -> Tensor:

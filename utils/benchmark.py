@@ -242,7 +242,7 @@ def decide(options: argparse.Namespace, device: torch.device, multiply_adds: flo
 @torch_trouble()
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    shape = contents.network_of(options)
+    shape = contents.network_arguments(options)
     network = ResidualCNN(**shape)
     multiply_adds = count_multiply_adds(network)
     if torch.distributed.is_torchelastic_launched():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.contents import KEYS, WEIGHTS, check_archive, check_contents, check_tensor, require
+from utils.contents import KEYS, WEIGHTS_KEYS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
 from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
@@ -93,7 +93,7 @@ def save(folder: Path, checkpoint: dict) -> None:
 
 def save_weights(path: Path, checkpoint: dict) -> None:
     """Write what classifying needs, without the state of training. Raises as `save` does."""
-    _write(path, {key: checkpoint[key] for key in WEIGHTS})
+    _write(path, {key: checkpoint[key] for key in WEIGHTS_KEYS})
 
 
 def _write(path: Path, content: dict) -> None:
@@ -132,7 +132,7 @@ def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
 def load(path: Path, keys: dict[str, type] = KEYS, advice: str = ADVICE) -> dict:
     """The checkpoint in `path`, checked in every part that can be checked without the network. Runs no code from it.
 
-    `keys` are those it must have: `WEIGHTS` for what `save_weights` has written.
+    `keys` are those it must have: `WEIGHTS_KEYS` for what `save_weights` has written.
 
     Raises:
         UserError: if there is none, or it is damaged, of a newer format or not one of ours.

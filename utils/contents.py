@@ -27,8 +27,8 @@ from utils.errors import UserError
 from utils.history import COLUMNS
 
 FORMAT = 4
-WEIGHTS = {"format": int, "model": dict, "config": dict}
-KEYS = WEIGHTS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
+WEIGHTS_KEYS = {"format": int, "model": dict, "config": dict}
+KEYS = WEIGHTS_KEYS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
 OPTIONS = {
     "epochs": int,
@@ -69,7 +69,7 @@ def checkpoint_of(
     }
 
 
-def network_of(options: argparse.Namespace) -> dict:
+def network_arguments(options: argparse.Namespace) -> dict:
     """The arguments of ResidualCNN among the options of a command line.
 
     Raises:
@@ -85,7 +85,7 @@ def network_of(options: argparse.Namespace) -> dict:
 def config_of(options: argparse.Namespace, mean: list[float], std: list[float]) -> dict:
     """What, besides the weights, rebuilds and tests the network, and repeats the run."""
     recipe = {name: getattr(options, name) for name in OPTIONS}
-    return {"options": recipe, "network": network_of(options), "mean": mean, "std": std}
+    return {"options": recipe, "network": network_arguments(options), "mean": mean, "std": std}
 
 
 def check_archive(data: bytes) -> None:

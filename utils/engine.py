@@ -27,10 +27,10 @@ def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per
 
 
 class Step:
-    """One step of the optimiser on a batch; `totals` adds up loss and hits on the device, so that no step waits for it.
+    """One step of the optimiser on a batch; `totals`, the sums of loss and correct predictions, stay on the device.
 
-    `forward` is the network, or its compiled or parallel form. The loss in `totals` is that without label smoothing,
-    as in `loss_and_accuracy`.
+    So no step waits for it. The loss in `totals` is that without label smoothing, as in `loss_and_accuracy`. `forward`
+    is the network, or its compiled or parallel form.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Step:
         logits = self.forward(images)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         self.optimizer.zero_grad()
-        (loss * self.world_size / size).backward()  # DDP takes the mean of the processes' gradients, not their sum
+        (loss * self.world_size / size).backward()  # the batch's mean: DDP divides by world_size
         self.optimizer.step()
         if self.label_smoothing:
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
@@ -96,8 +96,9 @@ def predict(network: nn.Module, batches: Iterable[Batch], views: int = 1) -> tup
 def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
     """Logits (B, classes) of images (B, 3, H, W), each seen in 1, 2 or 6 `views`; the time grows with them.
 
-    1: as it is. 2: the mean of it and its mirror image. 6: half of that, half the same of the image moved by a pixel,
-    to the upper left and to the lower right (test-time augmentation of github.com/KellerJordan/cifar10-airbench).
+    1: as it is. 2: the mean of it and its mirror image. 6: half of that, and a quarter each of the same for the image
+    moved by a pixel to the upper left and to the lower right (test-time augmentation as in
+    github.com/KellerJordan/cifar10-airbench).
     """
     if views == 1:
         return network(images)
