@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in --checkpoint-dir if you name another)")
+    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in the --checkpoint-dir if you name one)")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
-    add("--deterministic", action="store_true", help="on a GPU the same weights each time, at some cost in speed")
+    add("--deterministic", action="store_true", help="on a GPU the same weights each time; probably slower")
     return parser
 
 
