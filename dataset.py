@@ -114,7 +114,7 @@ class Batches:
 
     def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         count, device = len(self.split), self.split.images.device
-        # Drawn for all images, however many processes there are; of that each takes what is its own.
+        # Every process draws for all images and keeps its own part: so the draws are the same for any number of them.
         order = torch.randperm(count, generator=generator)
         corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
         flips = torch.rand(count, generator=generator) < 0.5

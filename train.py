@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in the --checkpoint-dir if you name one)")
+    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in --checkpoint-dir if that is another)")
     add = files.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
@@ -131,7 +131,7 @@ class Run:
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=runtime.memory_format)
-        # In the simplest case, one process that computes in fp32, all these leave `forward` as it is.
+        # For one process in fp32, not compiled, `forward` is in the end the network itself.
         forward = runtime.parallel(self.network)
         if self.compiled:
             share = runtime.share(options.batch_size)

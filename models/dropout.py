@@ -11,8 +11,8 @@ class DropoutReLU(nn.Dropout):
     Dropout and ReLU commute; in this order ReLU works in place, and training keeps one tensor less.
 
     On CPUs other than Intel's, torch draws dropout's mask one number after the other, a fifth of a training step on a
-    Zen 4 (docs/speed.md). There each element has 16 random bits instead, a quarter of a 64-bit number, and is dropped
-    where they, as an int16, are below p 2^16 - 2^15. (For a p of almost 1 that is no int16.)
+    Zen 4 (docs/speed.md). On such CPUs each element has 16 random bits instead, a quarter of a 64-bit number, and is
+    dropped where they, as an int16, are below p 2^16 - 2^15. (For a p of almost 1 that is no int16: torch draws.)
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per
 
 
 class Step:
-    """One step of the optimiser on a batch; `totals`, the sums of loss and correct predictions, stay on the device.
+    """One step of the optimiser on a batch; adds its loss and its number of correct predictions to `totals`.
 
-    So no step waits for it. The loss in `totals` is that without label smoothing, as in `loss_and_accuracy`. `forward`
-    is the network, or its compiled or parallel form.
+    `totals` stays on the device, so that no step waits for that. The loss in it is that without label smoothing, as in
+    `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form.
     """
 
     def __init__(
