@@ -3,8 +3,9 @@ import os
 from conftest import run, start_warm
 
 ROWS = (
-    "plain loop, 0 workers", "plain loop, ", "this project, eager", "this project, compiled", "ceiling", "loading",
-    "augmenting", "stepping", "validating", "saving", "drawing", "all", "validation", "peak memory", "test.py",
+    "plain loop, 0 workers", "plain loop, ", "this project, eager", "this project, compiled", "ceiling: arithmetic",
+    "ceiling: memory", "loading", "augmenting", "stepping", "validating", "saving", "drawing", "all", "validation",
+    "peak memory", "test.py",
 )  # fmt: skip
 
 

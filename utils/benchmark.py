@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +26,7 @@ from utils import checkpoint, compiler, contents, cuda_graph, engine, plot
 from utils.errors import run_program
 from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
 from utils.options import Parser, integer, real
-from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop
+from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop, size_on
 from utils.runtime import Runtime, choose_device, keep_freed_memory, start, torch_trouble
 
 TRAINING, VALIDATION, EPOCHS = 45_000, 5_000, 90  # images and epochs, as in train.py
@@ -123,11 +124,17 @@ EAGER, COMPILED = "this project, eager", "this project, compiled"
 LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled, if it can be
 
 
-def count_multiply_adds(network: torch.nn.Module) -> float:
-    """Of the forward pass of one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+def count_work(network: nn.Module) -> tuple[float, int]:
+    """Of the forward pass of one image: multiply-adds, and activations that convolutions read or write."""
+    activations = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            activations.append(inputs[0].numel() + output.numel())
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), register_module_forward_hook(count):
         network(torch.zeros(1, 3, 32, 32))
-    return counter.get_total_flops() / 2
+    return counter.get_total_flops() / 2, sum(activations)
 
 
 def time_files(shape: dict, device: str) -> dict[str, float]:
@@ -147,18 +154,37 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
         return {name: seconds_of(job, torch.device("cpu")) for name, job in jobs.items()} | {"test.py": answer}
 
 
-def print_rates(rates: dict[str, float], ceiling: float, operations: float, precision: str) -> None:
-    plain = max(rate for name, rate in rates.items() if name.startswith("plain"))
+def print_rates(rates: dict, measured: dict, work: tuple[float, int], precision: str, device: torch.device) -> None:
+    """How fast images are trained on, beside what `work`, that of one image's forward pass, would allow."""
+    multiply_adds, activations = work
+    # Training takes three times the forward pass: the backward one is for the activations and for the weights. What
+    # lies between the convolutions could be done while they read and write.
+    operations, traffic = 3 * 2 * multiply_adds, 3 * activations * (2 if precision == "bf16" else 4)
+    ceilings = {
+        "ceiling: arithmetic": measured["arithmetic"] / operations,
+        "ceiling: memory": measured["bandwidth"] / traffic,
+    }
+    ceiling, plain = min(ceilings.values()), max(rate for name, rate in rates.items() if name.startswith("plain"))
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
-    for name, rate in (rates | {"ceiling": ceiling / operations}).items():
-        flops = rate * operations
-        print(f"{name:<24}{rate:10,.0f}{flops / 1e9:10,.1f}{flops / ceiling:12.2f}{rate / plain:10.2f}")
-    print(
-        f"ceiling: a product of two {MATRIX} x {MATRIX} matrices in {precision}; plain: the faster plain loop, in fp32"
-    )
+    for name, rate in (rates | ceilings).items():
+        flops = rate * operations / 1e9
+        print(f"{name:<24}{rate:10,.0f}{flops:10,.1f}{rate / ceiling:12.2f}{rate / plain:10.2f}")
+    size = size_on(device, MATRIX)
+    print(f"arithmetic: as fast as a product of two {size} x {size} matrices in {precision}")
+    print(f"memory: {traffic / 1e6:.1f} MB an image, as fast as a copy")
+    print("of ceiling: of the lower one; of plain: of the faster plain loop, in fp32")
 
 
-def print_epoch(row: str, seconds: dict[str, float]) -> None:
+def print_epoch(row: str, measured: dict[str, float], files: dict[str, float]) -> None:
+    """Where the time of an epoch goes, if it is trained as `row` is."""
+    seconds = {
+        "loading": measured["load"] - measured["augment"],
+        "augmenting": measured["augment"],
+        "stepping": TRAINING / measured[row] - measured["load"],
+        "validating": VALIDATION / measured["validate"],
+        "saving": files["saving"],
+        "drawing": files["drawing"],
+    }
     total = sum(seconds.values())
     how = row.removeprefix("this project, ")
     print(f"\none epoch of train.py, {how}: {TRAINING:,} and {VALIDATION:,} images, scaled up from samples")
@@ -167,7 +193,7 @@ def print_epoch(row: str, seconds: dict[str, float]) -> None:
     print(f"{'all':<24}{total:10.2f} s")
 
 
-def compare(shape: dict, options: argparse.Namespace, device: torch.device, multiply_adds: float) -> None:
+def compare(shape: dict, options: argparse.Namespace, device: torch.device, work: tuple[float, int]) -> None:
     """Measure and print everything that one process on this machine can tell."""
     setup = (shape, options.batch_size, options.steps, device, options.precision)
     with contextlib.ExitStack() as stack:
@@ -182,23 +208,14 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device, mult
         second_row = COMPILED if compile_seconds else EAGER
         rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
         rows |= {EAGER: functools.partial(eager, "train")} | {second_row: functools.partial(second, "train")}
-        measured = in_turns(rows | rest | {"ceiling": functools.partial(plain, "ceiling")}, options.turns)
+        ceilings = {name: functools.partial(plain, name) for name in ("arithmetic", "bandwidth")}
+        measured = in_turns(rows | rest | ceilings, options.turns)
         memory = as_in_train("memory")
-    operations = 6 * multiply_adds  # training on an image: forward pass, and twice as much backward, two each
-    print_rates({name: measured[name] for name in rows}, measured["ceiling"], operations, options.precision)
+    print_rates({name: measured[name] for name in rows}, measured, work, options.precision, device)
     if compile_seconds:
         print(f"compiling took {compile_seconds:.1f} s, not counted")
     files = time_files(shape, options.device)
-    row = second_row if as_in_train is second else EAGER
-    training = TRAINING / measured[row]
-    print_epoch(row, {
-        "loading": measured["load"] - measured["augment"],
-        "augmenting": measured["augment"],
-        "stepping": training - measured["load"],
-        "validating": VALIDATION / measured["validate"],
-        "saving": files["saving"],
-        "drawing": files["drawing"],
-    })  # fmt: skip
+    print_epoch(second_row if as_in_train is second else EAGER, measured, files)
     print(f"\nvalidation   {measured['validate']:,.0f} images/s, the bare forward pass {measured['infer']:,.0f}")
     print(f"peak memory  {memory / 1e9:.2f} GB above what importing torch and torchvision takes")
     print(f"test.py      {files['test.py']:.1f} s from the command to its end, on 1,000 synthetic images")
@@ -244,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     shape = contents.network_arguments(options)
     network = ResidualCNN(**shape)
-    multiply_adds = count_multiply_adds(network)
+    multiply_adds, activations = count_work(network)
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
             decide(options, runtime.device, multiply_adds)
@@ -255,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
     print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
     print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}", flush=True)
-    compare(shape, options, device, multiply_adds)
+    compare(shape, options, device, (multiply_adds, activations))
     return 0
 
 

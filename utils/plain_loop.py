@@ -2,6 +2,7 @@
 
 import os
 import statistics
+from collections.abc import Callable
 
 import torch
 from PIL import Image
@@ -16,7 +17,9 @@ from utils.measure import seconds_of
 
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
 WORKERS = min(16, os.cpu_count() or 1)  # where the loader has any
-MATRIX = 2048  # rows and columns of the product that is the machine's ceiling
+# What the machine's ceilings are measured by: a product of two square matrices of so many rows, and a copy of so many
+# bytes, many times a cache. A GPU takes longer to launch small ones than to do them.
+MATRIX, COPY = {"cpu": 2048, "cuda": 8192}, {"cpu": 2**28, "cuda": 2**31}
 
 
 class PILImages(Dataset):
@@ -36,7 +39,7 @@ class PILImages(Dataset):
 
 
 class PlainLoop:
-    """Train on random images as everyone does, in fp32; and the machine's ceiling in the precision asked for."""
+    """Train on random images as everyone does, in fp32; and the machine's ceilings, in the precision asked for."""
 
     def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device, precision: str):
         self.device, self.batch_size = device, batch_size
@@ -51,7 +54,8 @@ class PlainLoop:
             for workers in (0, WORKERS)
         }  # fmt: skip
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.factors = torch.rand(2, MATRIX, MATRIX, device=device, dtype=dtype)
+        rows = size_on(device, MATRIX)
+        self.factors = torch.rand(2, rows, rows, device=device, dtype=dtype)
 
     def train(self, workers: int) -> float:
         """Images a second."""
@@ -72,7 +76,20 @@ class PlainLoop:
         self.optimizer.step()
         return loss.item()
 
-    def ceiling(self) -> float:
+    def arithmetic(self) -> float:
         """FLOP/s of a matrix product, the median of seven."""
-        seconds = [seconds_of(lambda: torch.mm(*self.factors), self.device) for _ in range(7)]
-        return 2 * MATRIX**3 / statistics.median(seconds)
+        return 2 * len(self.factors[0]) ** 3 / self._median_of_seven(lambda: torch.mm(*self.factors))
+
+    def bandwidth(self) -> float:
+        """Bytes/s that a copy reads and writes, the median of seven."""
+        source = torch.zeros(size_on(self.device, COPY), dtype=torch.uint8, device=self.device)
+        target = torch.zeros_like(source)
+        return 2 * len(source) / self._median_of_seven(lambda: target.copy_(source))
+
+    def _median_of_seven(self, work: Callable[[], object]) -> float:
+        return statistics.median(seconds_of(work, self.device) for _ in range(7))
+
+
+def size_on(device: torch.device, sizes: dict[str, int]) -> int:
+    """That of `sizes` for this kind of device, or the CPU's."""
+    return sizes.get(device.type, sizes["cpu"])
