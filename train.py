@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
-    add("--deterministic", action="store_true", help="on a GPU the same weights each time; probably slower")
+    add("--deterministic", action="store_true", help="on a GPU the same weights each time")
     return parser
 
 

@@ -147,7 +147,7 @@ class LossCurve:
             raise UserError(f"{self.path} is a folder, a device or a pipe; {ADVICE}")
 
     def draw_if_due(self, history: list[dict]) -> None:
-        """Draw, unless the last drawing is too recent: drawing takes at most a twentieth of the time.
+        """Draw, unless the last drawing is too recent: drawing takes at most a hundredth of the time.
 
         A picture that cannot be written now does not end the training: at its end there is another one.
         """
@@ -155,7 +155,7 @@ class LossCurve:
         if started >= self.quiet_until:
             with contextlib.suppress(UserError):
                 self.draw(history)
-            self.quiet_until = time.monotonic() + max(MIN_INTERVAL, 20 * (time.monotonic() - started))
+            self.quiet_until = time.monotonic() + max(MIN_INTERVAL, 100 * (time.monotonic() - started))
 
     def draw(self, history: list[dict]) -> None:
         draw_loss_curve(self.path, history, caption(self.config, history, self.parameters))

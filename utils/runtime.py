@@ -161,7 +161,7 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
     """The runtime of this process on the device called `device_name`, among others if torchrun started it.
 
     Args:
-        deterministic: let a GPU compute the same twice, which is probably slower; a CPU does anyway.
+        deterministic: let a GPU compute the same twice; a CPU does anyway.
 
     Raises:
         UserError: if this machine or this torch has no such device.
