@@ -168,7 +168,7 @@ def print_rates(rates: dict, measured: dict, work: tuple[float, int], precision:
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
     for name, rate in (rates | ceilings).items():
         flops = rate * operations / 1e9
-        print(f"{name:<24}{rate:10,.0f}{flops:10,.1f}{rate / ceiling:12.2f}{rate / plain:10.2f}")
+        print(f"{name:<24}{rate:10,.0f}{flops:10,.1f}{rate / ceiling:12.3f}{rate / plain:10.2f}")
     size = size_on(device, MATRIX)
     print(f"arithmetic: as fast as a product of two {size} x {size} matrices in {precision}")
     print(f"memory: {traffic / 1e6:.1f} MB an image, as fast as a copy")
@@ -183,8 +183,8 @@ def print_epoch(row: str, measured: dict[str, float], files: dict[str, float]) -
         "stepping": TRAINING / measured[row] - measured["load"],
         "validating": VALIDATION / measured["validate"],
         "saving": files["saving"],
-        "drawing": files["drawing"],
     }
+    seconds["drawing"] = min(files["drawing"], plot.MAX_SHARE * sum(seconds.values()))  # not after each short epoch
     total = sum(seconds.values())
     how = row.removeprefix("this project, ")
     print(f"\none epoch of train.py, {how}: {TRAINING:,} and {VALIDATION:,} images, scaled up from samples")
