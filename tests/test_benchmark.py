@@ -1,6 +1,8 @@
 import os
 
 from conftest import run, start_warm
+from models import ResidualCNN
+from utils.benchmark import count_work
 
 ROWS = (
     "plain loop, 0 workers", "plain loop, ", "this project, eager", "this project, compiled", "ceiling: arithmetic",
@@ -17,3 +19,10 @@ def test_the_benchmark_prints_every_row_and_leaves_nothing_behind():
     assert [row for row in ROWS if not any(line.startswith(row) for line in lines)] == []
     assert sum(line.startswith("plain loop") for line in lines) == 2
     assert os.listdir() == []
+
+
+def test_the_work_of_an_image_is_counted():
+    network = ResidualCNN((4,), (1,))
+    pixels = 32 * 32
+    stem, convolution, classifier = 3 * 4 * 9, 4 * 4 * 9, 4 * 10
+    assert count_work(network) == (pixels * (stem + 2 * convolution) + classifier, pixels * ((3 + 4) + 2 * (4 + 4)))

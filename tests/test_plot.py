@@ -217,6 +217,22 @@ def test_a_picture_that_cannot_be_written_during_training_does_not_end_it():
     assert curve.path.exists()
 
 
+def test_drawing_takes_a_fiftieth_of_the_time_at_most(monkeypatch):
+    now, drawn_at = [0], []
+
+    def draw(history):
+        drawn_at.append(now[0])
+        now[0] += 2
+
+    curve = plot.LossCurve(Path("curve.png"), CONFIG, 387_514)
+    monkeypatch.setattr(plot.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(curve, "draw", draw)
+    for _ in range(300):  # epochs of a second
+        curve.draw_if_due([])
+        now[0] += 1
+    assert drawn_at == [0, 102, 204]
+
+
 def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null")  # where matplotlib would keep its cache
     code, out, err = run("utils.plot", "--checkpoint-dir", trained, "--plot", "new/again.png", cwd=tmp_path)

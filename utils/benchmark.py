@@ -26,7 +26,7 @@ from utils import checkpoint, compiler, contents, cuda_graph, engine, plot
 from utils.errors import run_program
 from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
 from utils.options import Parser, integer, real
-from utils.plain_loop import MATRIX, RECIPE, WORKERS, PlainLoop, size_on
+from utils.plain_loop import RECIPE, WORKERS, PlainLoop, matrix_rows
 from utils.runtime import Runtime, choose_device, keep_freed_memory, start, torch_trouble
 
 TRAINING, VALIDATION, EPOCHS = 45_000, 5_000, 90  # images and epochs, as in train.py
@@ -125,10 +125,10 @@ LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled,
 
 
 def count_work(network: nn.Module) -> tuple[float, int]:
-    """Of the forward pass of one image: multiply-adds, and activations that convolutions read or write."""
+    """Multiply-adds of one image's forward pass, and how many activations its convolutions read and write."""
     activations = []
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             activations.append(inputs[0].numel() + output.numel())
 
@@ -154,11 +154,13 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
         return {name: seconds_of(job, torch.device("cpu")) for name, job in jobs.items()} | {"test.py": answer}
 
 
-def print_rates(rates: dict, measured: dict, work: tuple[float, int], precision: str, device: torch.device) -> None:
-    """How fast images are trained on, beside what `work`, that of one image's forward pass, would allow."""
+def print_rates(
+    rates: dict[str, float], measured: dict[str, float], work: tuple[float, int], precision: str, rows: int
+) -> None:
+    """How fast images are trained on, beside what the machine could do by `work`, as `count_work` returns it."""
     multiply_adds, activations = work
-    # Training takes three times the forward pass: the backward one is for the activations and for the weights. What
-    # lies between the convolutions could be done while they read and write.
+    # Three passes: forward, and backward for the activations and for the weights. What lies between the convolutions
+    # could be done while they read and write.
     operations, traffic = 3 * 2 * multiply_adds, 3 * activations * (2 if precision == "bf16" else 4)
     ceilings = {
         "ceiling: arithmetic": measured["arithmetic"] / operations,
@@ -169,9 +171,8 @@ def print_rates(rates: dict, measured: dict, work: tuple[float, int], precision:
     for name, rate in (rates | ceilings).items():
         flops = rate * operations / 1e9
         print(f"{name:<24}{rate:10,.0f}{flops:10,.1f}{rate / ceiling:12.3f}{rate / plain:10.2f}")
-    size = size_on(device, MATRIX)
-    print(f"arithmetic: as fast as a product of two {size} x {size} matrices in {precision}")
-    print(f"memory: {traffic / 1e6:.1f} MB an image, as fast as a copy")
+    print(f"arithmetic: as fast as a product of two {rows} x {rows} matrices in {precision}")
+    print(f"memory: what convolutions read and write, {traffic / 1e6:.1f} MB an image, as fast as a copy")
     print("of ceiling: of the lower one; of plain: of the faster plain loop, in fp32")
 
 
@@ -211,7 +212,7 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device, work
         ceilings = {name: functools.partial(plain, name) for name in ("arithmetic", "bandwidth")}
         measured = in_turns(rows | rest | ceilings, options.turns)
         memory = as_in_train("memory")
-    print_rates({name: measured[name] for name in rows}, measured, work, options.precision, device)
+    print_rates({name: measured[name] for name in rows}, measured, work, options.precision, matrix_rows(device))
     if compile_seconds:
         print(f"compiling took {compile_seconds:.1f} s, not counted")
     files = time_files(shape, options.device)
@@ -261,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     shape = contents.network_arguments(options)
     network = ResidualCNN(**shape)
-    multiply_adds, activations = count_work(network)
+    work = multiply_adds, _ = count_work(network)
     if torch.distributed.is_torchelastic_launched():
         with start(options.device) as runtime:
             decide(options, runtime.device, multiply_adds)
@@ -272,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
     print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
     print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}", flush=True)
-    compare(shape, options, device, (multiply_adds, activations))
+    compare(shape, options, device, work)
     return 0
 
 

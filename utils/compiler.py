@@ -11,7 +11,7 @@ from utils.errors import first_line, warn
 from utils.runtime import Runtime
 
 # Images of training after which torch.compile has won back its start (docs/speed.md). On two cores of a Xeon with AMX:
-# 30 s at 0.14 to 0.29 ms an image; on an H200: 13 to 16 s at 4.6 us.
+# 30 s at 0.14 to 0.29 ms an image; on an H200: 14 to 15 s at 4.0 to 4.6 us.
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 

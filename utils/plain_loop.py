@@ -17,9 +17,9 @@ from utils.measure import seconds_of
 
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
 WORKERS = min(16, os.cpu_count() or 1)  # where the loader has any
-# What the machine's ceilings are measured by: a product of two square matrices of so many rows, and a copy of so many
-# bytes, many times a cache. A GPU takes longer to launch small ones than to do them.
-MATRIX, COPY = {"cpu": 2048, "cuda": 8192}, {"cpu": 2**28, "cuda": 2**31}
+# What the machine's ceilings are measured by. A GPU would take longer to launch a smaller product than to do it.
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices of a product, by kind of device
+COPY = 2**29  # bytes of a copy, several times what any cache holds
 
 
 class PILImages(Dataset):
@@ -54,7 +54,7 @@ class PlainLoop:
             for workers in (0, WORKERS)
         }  # fmt: skip
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        rows = size_on(device, MATRIX)
+        rows = matrix_rows(device)
         self.factors = torch.rand(2, rows, rows, device=device, dtype=dtype)
 
     def train(self, workers: int) -> float:
@@ -78,11 +78,14 @@ class PlainLoop:
 
     def arithmetic(self) -> float:
         """FLOP/s of a matrix product, the median of seven."""
-        return 2 * len(self.factors[0]) ** 3 / self._median_of_seven(lambda: torch.mm(*self.factors))
+        torch.set_float32_matmul_precision("high")  # in fp32 a GPU's convolutions are in TF32, too
+        seconds = self._median_of_seven(lambda: torch.mm(*self.factors))
+        torch.set_float32_matmul_precision("highest")
+        return 2 * len(self.factors[0]) ** 3 / seconds
 
     def bandwidth(self) -> float:
         """Bytes/s that a copy reads and writes, the median of seven."""
-        source = torch.zeros(size_on(self.device, COPY), dtype=torch.uint8, device=self.device)
+        source = torch.zeros(COPY, dtype=torch.uint8, device=self.device)
         target = torch.zeros_like(source)
         return 2 * len(source) / self._median_of_seven(lambda: target.copy_(source))
 
@@ -90,6 +93,6 @@ class PlainLoop:
         return statistics.median(seconds_of(work, self.device) for _ in range(7))
 
 
-def size_on(device: torch.device, sizes: dict[str, int]) -> int:
-    """That of `sizes` for this kind of device, or the CPU's."""
-    return sizes.get(device.type, sizes["cpu"])
+def matrix_rows(device: torch.device) -> int:
+    """Rows of the square matrices whose product is the ceiling of arithmetic there."""
+    return MATRIX.get(device.type, MATRIX["cpu"])

@@ -20,7 +20,7 @@ from utils.history import best_row, duration, in_epochs
 from utils.options import CHECKPOINT_DIR, Parser, location, png
 
 ADVICE = "name another file with --plot"
-MIN_INTERVAL, MAX_SHARE = 5.0, 0.02  # between two drawings, seconds; of the time, that drawing may take
+MAX_SHARE = 0.02  # of the time of training, that drawing may take
 FLOOR = 1e-4  # a loss below it is drawn at the lower edge
 OFF_SCALE = 10 * math.log(10)  # ten times the loss of pure guessing; one above it is drawn at the upper edge
 LOG_FROM = 5  # ratio of the highest to the lowest loss from which the scale is logarithmic
@@ -155,7 +155,7 @@ class LossCurve:
         if started >= self.quiet_until:
             with contextlib.suppress(UserError):
                 self.draw(history)
-            self.quiet_until = time.monotonic() + max(MIN_INTERVAL, (time.monotonic() - started) / MAX_SHARE)
+            self.quiet_until = time.monotonic() + (time.monotonic() - started) / MAX_SHARE
 
     def draw(self, history: list[dict]) -> None:
         draw_loss_curve(self.path, history, caption(self.config, history, self.parameters))
