@@ -16,7 +16,7 @@ from conftest import TINY, run, start_warm
 from test_resume import assert_same_run
 from utils import checkpoint
 from utils.errors import UserError
-from utils.history import COLUMNS
+from utils.history import COLUMNS, duration
 from utils.runtime import Runtime
 
 ALIKE = "notes.txt", "epoch_best.pth", "epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"  # no run's own files
@@ -165,3 +165,10 @@ def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained):
 def test_zero_is_fine_for_momentum_decay_dropout_and_seed():
     zeros = "--momentum 0 --weight-decay 0 --dropout 0 --seed 0".split()
     assert train.main([*TINY, *zeros, "--epochs", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "0:10"), (59.6, "1:00"), (3599.6, "1:00:00")]
+)
+def test_times_are_short_and_never_sixty_seconds(seconds, text):
+    assert duration(seconds) == text
