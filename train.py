@@ -1,8 +1,8 @@
 """Train ResidualCNN on CIFAR-10, keep a checkpoint of every epoch and draw loss_curve.png.
 
-python train.py                                               the recipe, 90 epochs
-python train.py --resume                                      go on after an interruption
-python train.py --data synthetic --subset 2000 --epochs 3     a tour in a minute or two, without CIFAR-10
+python train.py                                                                  the recipe, 90 epochs
+python train.py --resume                                                         go on after an interruption
+python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle   a tour without CIFAR-10
 """
 
 import argparse
