@@ -19,7 +19,7 @@ RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
 WORKERS = min(16, os.cpu_count() or 1)  # where the loader has any
 # What the machine's ceilings are measured by. A GPU would take longer to launch a smaller product than to do it.
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices of a product, by kind of device
-COPY = 2**29  # bytes of a copy, several times what any cache holds
+COPY = 2**29  # bytes of a copy, more than most caches hold
 
 
 class PILImages(Dataset):
