@@ -93,7 +93,7 @@ def test_a_damaged_file_is_unpacked_again_where_the_archive_is_at_hand(small_cif
 def test_without_the_archive_a_damaged_file_is_a_line(small_cifar10, monkeypatch, name, damage):
     monkeypatch.setattr(cifar10, "MIRRORS", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
     damage(small_cifar10 / name)
-    with pytest.raises(UserError, match="CIFAR-10 in data is not intact and cannot be downloaded") as caught:
+    with pytest.raises(UserError, match="CIFAR-10 is not intact in data and cannot be downloaded") as caught:
         dataset.load_training("cifar10", "data")
     assert "\n" not in str(caught.value)
 
@@ -117,7 +117,7 @@ def test_the_archive_is_downloaded_checked_and_unpacked(archive, server, capsys)
     shutil.rmtree("data")
     server.append(sends(archive.read_bytes()))
     assert works()
-    assert "CIFAR-10 in data is not there yet; taking it from 127.0.0.1" in capsys.readouterr().out
+    assert "CIFAR-10 is not in data; taking it from 127.0.0.1" in capsys.readouterr().out
 
 
 def test_an_html_page_in_place_of_the_archive_is_a_line_and_the_next_try_starts_clean(archive, server):

@@ -59,12 +59,12 @@ def _open(data_dir: Path, train: bool) -> CIFAR10 | None:
 def _fetch(data_dir: Path, train: bool) -> CIFAR10:
     """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece, and read it."""
     archive, folder = (Path(data_dir, name) for name in (CIFAR10.filename, CIFAR10.base_folder))
-    trouble = "not intact" if folder.exists() else "not there yet"
+    where = f"not intact in {data_dir}" if folder.exists() else f"not in {data_dir}"
     failures = []
     for url in MIRRORS:
         server = urlsplit(url).netloc
         source = f"{archive} or {server}" if archive.exists() else f"{server} (170 MB)"
-        print(f"CIFAR-10 in {data_dir} is {trouble}; taking it from {source}", flush=True)
+        print(f"CIFAR-10 is {where}; taking it from {source}", flush=True)
         try:
             with _download_manners():
                 # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
@@ -73,7 +73,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
             failures.append(f"{server}: {getattr(error, 'reason', error)}")
     raise UserError(
-        f"CIFAR-10 in {data_dir} is {trouble} and cannot be downloaded ({', '.join(failures)}); fetch "
+        f"CIFAR-10 is {where} and cannot be downloaded ({', '.join(failures)}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
         "or try train.py --data synthetic"
     )
