@@ -5,15 +5,15 @@ The layout is that of ResNet for CIFAR-10 (He et al., arXiv 1512.03385, section 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.dropout import DropoutReLU
+from torchvision.ops import drop_block2d
 
 # 379,514 of at most 399,999 parameters, 160.4 million multiply-adds an image (docs/accuracy.md says why).
 WIDTHS = (48, 64, 64)
 BLOCKS = (2, 2, 2)
-DROPOUT = 0.2
+DROPOUT = 0.1
 NUM_CLASSES = 10
 
 
@@ -26,15 +26,18 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a skip connection: (N, in, H, W) -> (N, out, H/stride, W/stride).
 
     The second convolution has the stride: the first one still sees the full resolution. Where the shape changes, the
-    skip averages over its stride and goes through a 1x1 convolution (ResNet-D, arXiv 1812.01187, section 4.2). Dropout
-    lies between the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4).
+    skip averages over its stride and goes through a 1x1 convolution (ResNet-D, arXiv 1812.01187, section 4.2).
+
+    Dropout lies between the convolutions (Wide ResNet, arXiv 1605.07146, section 2.4), and drops squares of a quarter
+    of the map's side, the same in all channels (DropBlock, arXiv 1810.12890; there each channel has its own, which
+    takes as many random numbers as there are activations).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout_relu = DropoutReLU(dropout)
+        self.dropout = dropout
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.skip = nn.Identity()
@@ -44,8 +47,18 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout_relu(self.bn1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.bn2(self.conv2(hidden)), inplace=True)
+        hidden = self.bn1(self.conv1(x))
+        if self.training and self.dropout:
+            hidden.mul_(self._kept(hidden))
+        hidden = self.conv2(F.relu(hidden, inplace=True))
+        return F.relu(self.skip(x) + self.bn2(hidden), inplace=True)
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 1, H, W): 0 in the squares to drop, elsewhere the same number, so that its mean is 1."""
+        count, _, height, width = hidden.shape
+        side = height // 4 | 1  # a quarter of the map's side; drop_block2d wants an odd number
+        ones = torch.ones(count, 1, height, width, device=hidden.device)
+        return drop_block2d(ones, self.dropout, side, inplace=True).to(hidden.dtype)
 
 
 class ResidualCNN(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from models import ResidualCNN, count_parameters
-from models.dropout import DropoutReLU
+from models.cnn import ResidualBlock
 
 
 def test_the_default_uses_most_of_the_budget_of_400_000_parameters():
@@ -43,7 +43,7 @@ def test_a_block_halves_the_resolution_after_its_first_convolution():
 
 def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
     network = ResidualCNN((4, 8), (1, 1), dropout=0.5)
-    assert [block.dropout_relu.p for block in network.stages] == [0.25, 0.5]
+    assert [block.dropout for block in network.stages] == [0.25, 0.5]
     images = torch.rand(2, 3, 32, 32)
     network.eval()
     assert torch.equal(network(images), network(images))
@@ -51,47 +51,23 @@ def test_dropout_is_halved_before_the_last_stage_and_acts_only_in_training():
     assert not torch.equal(network(images), network(images))
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_where_torch_is_slow_each_activation_is_dropped_by_itself(memory_format, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"})
-    monkeypatch.setattr(F, "dropout", None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size, side", [(32, 9), (16, 5), (8, 3), (4, 1), (2, 1)])
+def test_dropout_drops_squares_of_a_quarter_of_the_map_in_all_channels(size, side, dtype):
     torch.manual_seed(0)
-    leaf = torch.randn(15, 17, 33, 35).abs().contiguous(memory_format=memory_format).requires_grad_()
-    y = DropoutReLU(0.2)(leaf * 1)
-    y.sum().backward()
-    kept = y > 0
-    assert y.is_contiguous(memory_format=memory_format)
-    torch.testing.assert_close(y, 1.25 * leaf * kept)
-    assert torch.equal(leaf.grad, 1.25 * kept)
-    dropped = (~kept.permute(0, 2, 3, 1) if memory_format == torch.channels_last else ~kept).flatten().double()
-    margin = 4 * (0.2 * 0.8 / y.numel()) ** 0.5  # four standard errors
-    assert dropped.mean().item() == pytest.approx(0.2, abs=margin)
-    for distance in (1, 2, 3, 4):  # the chance that both go, also for those from one number
-        both = dropped[distance:] * dropped[:-distance]
-        assert both.mean().item() == pytest.approx(0.04, abs=margin)
-
-
-def test_where_torch_is_slow_no_gradient_goes_through_what_is_negative(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"})
-    leaf = -torch.rand(8, 8, requires_grad=True)
-    y = DropoutReLU(0.2)(leaf * 1)
-    assert not y.any()
-    assert not torch.autograd.grad(y.sum(), leaf)[0].any()
-
-
-@pytest.mark.parametrize(
-    "processor, compiling, p",
-    [("Intel Xeon", False, 0.2), ("AMD EPYC", True, 0.2), ("AMD EPYC", False, 0), ("AMD EPYC", False, 1 - 2**-18)],
-)
-def test_elsewhere_dropout_is_torchs(processor, compiling, p, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor})
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    x = torch.randn(64, 64)
-    results = []
-    for layer in (lambda x: F.relu(F.dropout(x, p)), DropoutReLU(p)):
-        torch.manual_seed(0)
-        results.append((layer(x.clone()), torch.get_rng_state()))  # the state: no more random numbers than needed
-    assert all(map(torch.equal, *results))
+    block, inputs = ResidualBlock(3, 4, 1, dropout=0.2).to(dtype), []
+    block.bn1.weight.data.zero_()
+    block.bn1.bias.data.fill_(1)  # so that what is not dropped is one number
+    block.conv2.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
+    block(torch.zeros(2**16 // size**2, 3, size, size, dtype=dtype))
+    kept = inputs[0].float()
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    dropped = (kept[:, :1] == 0).float()
+    centres = 1 - F.max_pool2d(1 - dropped, side, 1, side // 2)
+    assert torch.equal(F.max_pool2d(centres, side, 1, side // 2), dropped)
+    assert 0.15 < dropped.mean() < 0.22  # squares overlap, so somewhat less than 0.2 is expected
+    assert kept.mean().item() == pytest.approx(1, rel=4 * torch.finfo(dtype).eps)
+    assert kept.unique().numel() == 2
 
 
 def test_widths_and_blocks_of_different_length_are_refused():
