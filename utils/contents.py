@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
 code from the file, reads it:
 
-    format      4
+    format      5
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
     optimizer   its state dict
@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError
 from utils.history import COLUMNS
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS_KEYS = {"format": int, "model": dict, "config": dict}
 KEYS = WEIGHTS_KEYS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
