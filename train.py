@@ -11,18 +11,18 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from tqdm import tqdm
 
 import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, compiler, contents, cuda_graph, engine, history, messages, plot
+from utils import checkpoint, compiler, contents, cuda_graph, distillation, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, location, png, real
 from utils.resume import resume_point
@@ -30,6 +30,7 @@ from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
+TEACHER_HELP = "checkpoint of another network, as a rule a larger one, whose answers are learned, too (distillation)"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -47,6 +48,7 @@ def build_parser() -> Parser:
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
     add("--cutout", type=integer(0, 32), default=0, help=CUTOUT_HELP)
+    add("--teacher", type=location, help=TEACHER_HELP)
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
 
     add = parser.add_argument_group("network").add_argument
@@ -111,13 +113,18 @@ class Run:
         options.precision = runtime.choose_precision(options.precision)  # likewise
         self.compiled = options.compile == "on" and compiler.works(runtime)
         self.history = []
+        teacher, self.teacher = None, None  # the network, and what the checkpoints know of it
+        if options.teacher:
+            teacher, self.teacher = distillation.load_teacher(
+                options.teacher, ResidualCNN, runtime, self.mean, self.std
+            )
         if saved:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
             network = checkpoint.rebuild_network(path, saved, ResidualCNN)
-        self._prepare_training(network)
+        self._prepare_training(network, teacher)
         if saved:
             self._restore(path, saved)
-        self.config = contents.config_of(options, self.mean, self.std)  # now that all of it is decided
+        self.config = contents.config_of(options, self.mean, self.std, self.teacher)  # now that all of it is decided
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
@@ -126,29 +133,33 @@ class Run:
         self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
         self.steps_per_epoch = math.ceil(len(training) / self.options.batch_size)
 
-    def _prepare_training(self, network: ResidualCNN) -> None:
+    def _prepare_training(self, network: ResidualCNN, teacher: ResidualCNN | None) -> None:
         options, runtime = self.options, self.runtime
         if options.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(runtime.device, memory_format=runtime.memory_format)
-        # For one process in fp32, not compiled, `forward` is in the end the network itself.
-        forward = runtime.parallel(self.network)
-        if self.compiled:
-            share = runtime.share(options.batch_size)
-            forward = compiler.compiled(forward, share.stop - share.start, runtime.device)
-        forward = runtime.in_precision(options.precision, forward)
+        forward = self._fast(runtime.parallel(self.network))
+        teacher = teacher and self._fast(teacher)
         parameters = self.network.parameters()
         self.optimizer = SGD(
             parameters, options.lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
         )
-        self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing)
+        self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing, teacher)
         self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
 
+    def _fast(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The forward pass of training steps, compiled and in the precision of the options, if they ask for it."""
+        if self.compiled:
+            share = self.runtime.share(self.options.batch_size)
+            forward = compiler.compiled(forward, share.stop - share.start, self.runtime.device)
+        return self.runtime.in_precision(self.options.precision, forward)
+
     def _restore(self, path: Path, saved: dict) -> None:
-        mean, std = saved["config"]["mean"], saved["config"]["std"]
-        if not np.allclose((self.mean, self.std), (mean, std), atol=1e-6):
-            raise UserError(f"{path} was trained on other images; name their folder with --data-dir")
-        self.mean, self.std = mean, std
+        checkpoint.check_images(path, saved, self.mean, self.std, "name their folder with --data-dir")
+        self.mean, self.std, teacher = (saved["config"][name] for name in ("mean", "std", "teacher"))
+        if teacher != self.teacher:
+            advice = "name its file with --teacher" if teacher else "leave out --teacher"
+            raise UserError(f"{path} has another teacher, or none; {advice}")
         steps = saved["epoch"] * self.steps_per_epoch
         checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, steps)
         self.history = saved["history"]

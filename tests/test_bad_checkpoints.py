@@ -120,6 +120,10 @@ def dropout_that_is_no_number(saved):
     saved["config"]["network"]["dropout"] = math.nan
 
 
+def teacher_that_is_no_fingerprint(saved):
+    saved["config"]["teacher"] = 7
+
+
 def wrong_statistics(saved):
     saved["config"]["std"] = [0.0, 1.0, 1.0]
 
@@ -135,6 +139,7 @@ def wrong_statistics(saved):
         no_tensor,
         short_history,
         wrong_statistics,
+        teacher_that_is_no_fingerprint,
         dropout_that_is_no_number,
     ],
 )

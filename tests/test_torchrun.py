@@ -73,8 +73,11 @@ def children(pid):
 
 
 def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_one_goes_on_with_theirs():
-    train.main([*TINY, "--subset", "33", "--epochs", "3"])  # batches of 32 images and of 1, of which one gets none
-    process = torchrun(2, "train.py", "--resume", "--epochs", "25", options=["--max-restarts=3"])
+    few = [*TINY, "--subset", "33"]  # batches of 32 images and of 1, of which one gets none
+    train.main([*few, "--epochs", "1", "--checkpoint-dir", "teacher"])
+    taught = ["--teacher", "teacher/epoch_01.pth"]
+    train.main([*few, "--epochs", "3", *taught])
+    process = torchrun(2, "train.py", "--resume", "--epochs", "25", *taught, options=["--max-restarts=3"])
     wait_for_line(process, "   4")
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     out = done(process)
@@ -85,7 +88,7 @@ def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_on
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 26)]
     tracked = checkpoint.load_newest(Path("checkpoints"))["model"]["stem.1.num_batches_tracked"]
     assert tracked == 3 * 2 + 22  # of the batches of one image the first process has none, and learns nothing
-    assert train.main(["--resume", "--epochs", "26"]) == 0
+    assert train.main(["--resume", "--epochs", "26", *taught]) == 0
     assert test.main(["--epoch", "26"]) == 0
 
 

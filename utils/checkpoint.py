@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout  # torch depends on it
 from torch import nn
@@ -169,14 +170,16 @@ def load_newest(folder: Path) -> dict | None:
         return load(paths[0], advice=advice)  # to fail again, with that
 
 
-def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., nn.Module]) -> nn.Module:
+def rebuild_network(
+    path: Path, checkpoint: dict, network_class: Callable[..., nn.Module], advice: str = ADVICE
+) -> nn.Module:
     """The network that the checkpoint from `path` describes, with its weights, on the CPU.
 
     Raises:
         UserError: if description and weights do not belong together.
     """
     arguments, weights = checkpoint["config"]["network"], checkpoint["model"]
-    with usable(path):
+    with usable(path, advice):
         require(sum(arguments["blocks"]) <= len(weights), "its weights are those of another network than it describes")
         with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
             network = network_class(**arguments)
@@ -187,6 +190,17 @@ def rebuild_network(path: Path, checkpoint: dict, network_class: Callable[..., n
         require(found == expected, "its weights are those of another network than it describes")
         network.load_state_dict(weights, assign=True)
     return network
+
+
+def check_images(path: Path, checkpoint: dict, mean: list[float], std: list[float], advice: str) -> None:
+    """Make sure that the network in the checkpoint from `path` was trained on images of this `mean` and `std`.
+
+    Raises:
+        UserError: if it was not; `advice` says what to do about it.
+    """
+    config = checkpoint["config"]
+    if not np.allclose((config["mean"], config["std"]), (mean, std), atol=1e-6):  # devices round differently
+        raise UserError(f"{path} was trained on other images; {advice}")
 
 
 def trainable_parameters(checkpoint: dict) -> int:

@@ -9,12 +9,14 @@ code from the file, reads it:
     optimizer   its state dict
     scheduler   its state dict
     history     a list of rows, see utils/history.py
-    config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images}
+    config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images,
+                "teacher": the fingerprint of the network whose answers were learned, too, or None}
 
 A file of weights to take away, as in models/, has `format`, `model` and `config` alone.
 """
 
 import argparse
+import hashlib
 import io
 import zipfile
 
@@ -82,10 +84,15 @@ def network_arguments(options: argparse.Namespace) -> dict:
     return {name: getattr(options, name) for name in NETWORK}
 
 
-def config_of(options: argparse.Namespace, mean: list[float], std: list[float]) -> dict:
+def config_of(options: argparse.Namespace, mean: list[float], std: list[float], teacher: str | None) -> dict:
     """What, besides the weights, rebuilds and tests the network, and repeats the run."""
     recipe = {name: getattr(options, name) for name in OPTIONS}
-    return {"options": recipe, "network": network_arguments(options), "mean": mean, "std": std}
+    return {"options": recipe, "network": network_arguments(options), "mean": mean, "std": std, "teacher": teacher}
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """Tells the weights of one network, on the CPU, from those of another, in whichever file they are."""
+    return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
 
 
 def check_archive(data: bytes) -> None:
@@ -133,6 +140,7 @@ def _check_config(config: dict) -> None:
         values = config[part]
         good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
         require(good, f"its config's {part!r} are not those of a run")
+    require(_is_of((str, None), config.get("teacher")), "its config's 'teacher' is not as expected")
     shape = config["network"]["widths"] + config["network"]["blocks"]
     require(min(shape, default=0) >= 1, "its network has no layers")
     require(0 <= config["network"]["dropout"] < 1, "its network's dropout is no probability")

@@ -19,9 +19,14 @@ class GraphedStep(Step):
     """
 
     def __init__(
-        self, forward: Callable[[Tensor], Tensor], optimizer: Optimizer, runtime: Runtime, label_smoothing: float = 0.0
+        self,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: Optimizer,
+        runtime: Runtime,
+        label_smoothing: float = 0.0,
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ):
-        super().__init__(forward, optimizer, runtime, label_smoothing)
+        super().__init__(forward, optimizer, runtime, label_smoothing, teacher)
         self.prepared: set[int] = set()
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.lr = torch.zeros((), device=runtime.device)  # where a replayed step finds it

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
+from utils import distillation
 from utils.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
@@ -30,7 +31,8 @@ class Step:
     """One step of the optimiser on a batch; adds its loss and its number of correct predictions to `totals`.
 
     `totals` stays on the device, so that no step waits for that. The loss in it is that without label smoothing, as in
-    `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form.
+    `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form; so is `teacher`, another network
+    whose answers are learned along with the labels.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Step:
         optimizer: Optimizer,
         runtime: Runtime,
         label_smoothing: float = 0.0,
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ):
         self.forward, self.optimizer, self.label_smoothing = forward, optimizer, label_smoothing
+        self.teacher = teacher
         self.world_size = runtime.world_size
         self.totals = torch.zeros(2, device=runtime.device)
 
@@ -48,10 +52,14 @@ class Step:
         """Learn from images (B, 3, H, W) and labels (B,), this process's share of a batch of `size` images."""
         logits = self.forward(images)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        if self.teacher:
+            with torch.no_grad():
+                answers = self.teacher(images)
+            loss = torch.lerp(loss, distillation.loss(logits, answers), distillation.SHARE)
         self.optimizer.zero_grad()
         (loss * self.world_size / size).backward()  # the batch's mean: DDP divides by world_size
         self.optimizer.step()
-        if self.label_smoothing:
+        if self.label_smoothing or self.teacher:
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         self.totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
 

@@ -8,7 +8,7 @@ from utils.history import in_epochs
 from utils.options import CHECKPOINT_DIR, DATA_DIR, arguments_of
 
 # Options that no checkpoint holds, and what they are where they are not given.
-USUAL = {"checkpoint_dir": CHECKPOINT_DIR, "data_dir": DATA_DIR, "plot": None, "device": "auto"}
+USUAL = {"checkpoint_dir": CHECKPOINT_DIR, "data_dir": DATA_DIR, "plot": None, "device": "auto", "teacher": None}
 USUAL |= {"sync_bn": False, "deterministic": False}
 
 
@@ -28,10 +28,11 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
         "network": f"ResidualCNN, widths {widths}, blocks {blocks}{dropout}; {parameters:,} parameters",
         "recipe": f"{in_epochs(options.epochs)}, batch {options.batch_size}, seed {options.seed}{smoothing}{cutout}",
         "SGD": f"lr {options.lr:g}, {course}, {momentum}, weight decay {options.weight_decay:g}",
+        "teacher": options.teacher,
         "machine": machine,
         "files": f"{options.checkpoint_dir}, about {max(megabytes, 1):,.0f} MB in all",
     }
-    return "\n".join(f"{name:<9}{fact}" for name, fact in facts.items())
+    return "\n".join(f"{name:<9}{fact}" for name, fact in facts.items() if fact)
 
 
 def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> str:

@@ -171,10 +171,11 @@ def caption(config: dict, history: list[dict], parameters: int) -> str:
     pace = f"{seconds:.3g} s" if seconds < 999.5 else duration(seconds)
     epochs = unfinished + in_epochs(options["epochs"])
     course = "one cycle up to" if options["schedule"] == "one-cycle" else "learning rate"
+    teacher = ", with a teacher" if config["teacher"] else ""
     dropout = f", dropout {config['network']['dropout']:g}" if config["network"]["dropout"] else ""
     return (
-        f"{parameters:,} parameters{dropout} · SGD: {course} {options['lr']:g}, batch {options['batch_size']}, "
-        f"{epochs}, seed {options['seed']} · {subset}{data} · {pace} an epoch"
+        f"{parameters:,} parameters{dropout}{teacher} · SGD: {course} {options['lr']:g}, "
+        f"batch {options['batch_size']}, {epochs}, seed {options['seed']} · {subset}{data} · {pace} an epoch"
     )
 
 
