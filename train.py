@@ -151,7 +151,7 @@ class Run:
         """The forward pass of training steps, compiled and in the precision of the options, if they ask for it."""
         if self.compiled:
             share = self.runtime.share(self.options.batch_size)
-            forward = compiler.compiled(forward, share.stop - share.start, self.runtime.device)
+            forward = compiler.compiled(forward, share.stop - share.start)
         return self.runtime.in_precision(self.options.precision, forward)
 
     def _restore(self, path: Path, saved: dict) -> None:

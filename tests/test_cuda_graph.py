@@ -12,15 +12,17 @@ from utils.runtime import Runtime
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("recipe", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0}])
-def test_a_step_as_a_cuda_graph_learns_what_the_step_learns(recipe):
+def test_a_step_as_a_cuda_graph_learns_what_the_step_learns(recipe, taught):
     def learn(kind):
         """Losses and weights of four epochs of three batches, the last one short, with drops of the learning rate."""
         runtime = Runtime(torch.device("cuda"))
         torch.manual_seed(0)
         network = ResidualCNN((8, 16), (1, 1), dropout=0).to(runtime.device, memory_format=torch.channels_last)
+        teacher = ResidualCNN((8,), (1,)).to(runtime.device).eval() if taught else None
         optimizer = SGD(network.parameters(), 0.1, **recipe, weight_decay=5e-4)
-        scheduler, step = StepLR(optimizer, 4), kind(network, optimizer, runtime, 0.1)
+        scheduler, step = StepLR(optimizer, 4), kind(network, optimizer, runtime, 0.1, teacher)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8, generator=generator)
         split = Split(images, torch.arange(80) % 10).to(runtime.device)

@@ -33,7 +33,7 @@ def losses_of_ten_steps(fast, precision="fp32"):
     forward = network
     if fast:
         network = network.to(memory_format=torch.channels_last)
-        forward = CPU.in_precision(precision, compiler.compiled(network, 32, CPU.device))
+        forward = CPU.in_precision(precision, compiler.compiled(network, 32))
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = StepLR(optimizer, 30)
     losses = []

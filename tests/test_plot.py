@@ -22,6 +22,7 @@ CONFIG = {
         "subset": None,
     },
     "network": {"dropout": 0.0},
+    "teacher": None,
 }
 
 
@@ -164,8 +165,8 @@ def test_the_line_of_facts_says_what_is_not_cifar_10_and_what_is_unfinished():
     caption = plot.caption(CONFIG, rows, 1000)
     assert "SGD: learning rate 0.1, batch 128, 30 of 90 epochs" in caption
     options = CONFIG["options"] | {"data": "synthetic", "subset": 200, "epochs": 30, "schedule": "one-cycle"}
-    caption = plot.caption({"options": options, "network": {"dropout": 0.2}}, rows, 1000)
-    assert caption.startswith("1,000 parameters, dropout 0.2 · SGD: one cycle up to 0.1, batch 128")
+    caption = plot.caption({"options": options, "network": {"dropout": 0.2}, "teacher": "ab"}, rows, 1000)
+    assert caption.startswith("1,000 parameters, dropout 0.2, with a teacher · SGD: one cycle up to 0.1, batch 128")
     assert "the first 200 images of synthetic data, not CIFAR-10" in caption and " of 30 epochs" not in caption
 
 

@@ -141,7 +141,7 @@ def test_training_reads_no_test_image(small_cifar10, monkeypatch):
 
 def test_the_checkpoint_holds_no_paths_and_no_device(trained):
     config = checkpoint.load(checkpoint.path_of(trained, 1))["config"]
-    assert config.keys() == {"options", "network", "mean", "std"}
+    assert config.keys() == {"options", "network", "mean", "std", "teacher"}
     assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2}
     assert not {"checkpoint_dir", "data_dir", "plot", "device", "resume", "overwrite"} & config["options"].keys()
 

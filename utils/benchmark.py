@@ -60,7 +60,7 @@ class ThisProject:
         """Compile the forward pass; seconds until the first step is done, None where there is no compiler."""
         if not compiler.works(self.runtime):
             return None
-        self._step_with(compiler.compiled(self.network, self.batch_size, self.runtime.device))
+        self._step_with(compiler.compiled(self.network, self.batch_size))
         return seconds_of(lambda: self._train_on(self.to_step[: self.batch_size]), self.runtime.device)
 
     def divide_among(self, runtime: Runtime) -> None:

@@ -34,11 +34,10 @@ def works(runtime: Runtime) -> bool:
     return True
 
 
-def compiled(forward: Callable[[Tensor], Tensor], batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """`forward`, compiled for batches of one size on `device`.
+def compiled(forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled for batches of one size.
 
     The last, shorter batch of an epoch is not compiled: a second compilation would cost more than it saves.
     """
-    # On a CPU torch's own random numbers for dropout come faster than the compiler's (docs/speed.md).
-    fast = torch.compile(forward, dynamic=False, options={"fallback_random": device.type == "cpu"})
+    fast = torch.compile(forward, dynamic=False)
     return lambda images: (fast if len(images) == batch_size else forward)(images)
