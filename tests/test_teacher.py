@@ -97,3 +97,9 @@ def test_a_teacher_that_is_none_is_a_line_and_nothing_is_touched(teacher):
     with pytest.raises(UserError, match="epoch_03.pth was trained on other images; a teacher's must be the same"):
         train.main([*TINY, "--subset", "90", "--teacher", teacher])
     assert checkpoint.saved_epochs(Path("checkpoints")) == []
+
+
+def test_a_teacher_is_not_overwritten_by_its_pupil(folder):
+    with pytest.raises(UserError, match="--teacher: --overwrite would remove it from checkpoints; name another"):
+        train.main([*TINY, "--overwrite", "--teacher", "checkpoints/epoch_03.pth"])
+    assert checkpoint.saved_epochs(Path("checkpoints")) == [1, 2, 3]

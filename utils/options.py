@@ -61,6 +61,8 @@ def check_together(options: argparse.Namespace, device: str, processes: int) -> 
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
+    if options.overwrite and options.teacher and options.teacher.resolve().parent == options.checkpoint_dir.resolve():
+        raise UserError(f"--teacher: --overwrite would remove it from {options.checkpoint_dir}; name another folder")
     if options.batch_size < processes:
         raise UserError(f"--batch-size: {options.batch_size} for {processes} processes; give each an image at least")
 
