@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="dropout probability, last stage; half before")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; half before")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
@@ -113,18 +113,20 @@ class Run:
         options.precision = runtime.choose_precision(options.precision)  # likewise
         self.compiled = options.compile == "on" and compiler.works(runtime)
         self.history = []
-        teacher, self.teacher = None, None  # the network, and what the checkpoints know of it
-        if options.teacher:
-            teacher, self.teacher = distillation.load_teacher(
-                options.teacher, ResidualCNN, runtime, self.mean, self.std
-            )
         if saved:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
             network = checkpoint.rebuild_network(path, saved, ResidualCNN)
+            checkpoint.check_images(path, saved, self.mean, self.std, "name their folder with --data-dir")
+        teacher, self.teacher_fingerprint = None, None
+        if options.teacher:
+            teacher, self.teacher_fingerprint = distillation.load_teacher(
+                options.teacher, ResidualCNN, runtime, self.mean, self.std
+            )
         self._prepare_training(network, teacher)
         if saved:
             self._restore(path, saved)
-        self.config = contents.config_of(options, self.mean, self.std, self.teacher)  # now that all of it is decided
+        # Now that all of it is decided:
+        self.config = contents.config_of(options, self.mean, self.std, self.teacher_fingerprint)
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
@@ -155,10 +157,9 @@ class Run:
         return self.runtime.in_precision(self.options.precision, forward)
 
     def _restore(self, path: Path, saved: dict) -> None:
-        checkpoint.check_images(path, saved, self.mean, self.std, "name their folder with --data-dir")
-        self.mean, self.std, teacher = (saved["config"][name] for name in ("mean", "std", "teacher"))
-        if teacher != self.teacher:
-            advice = "name its file with --teacher" if teacher else "leave out --teacher"
+        self.mean, self.std, fingerprint = (saved["config"][name] for name in ("mean", "std", "teacher"))
+        if fingerprint != self.teacher_fingerprint:
+            advice = "name its file with --teacher" if fingerprint else "leave out --teacher"
             raise UserError(f"{path} has another teacher, or none; {advice}")
         steps = saved["epoch"] * self.steps_per_epoch
         checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, steps)

@@ -124,6 +124,10 @@ def teacher_that_is_no_fingerprint(saved):
     saved["config"]["teacher"] = 7
 
 
+def no_teacher_and_no_none(saved):
+    del saved["config"]["teacher"]
+
+
 def wrong_statistics(saved):
     saved["config"]["std"] = [0.0, 1.0, 1.0]
 
@@ -140,6 +144,7 @@ def wrong_statistics(saved):
         short_history,
         wrong_statistics,
         teacher_that_is_no_fingerprint,
+        no_teacher_and_no_none,
         dropout_that_is_no_number,
     ],
 )

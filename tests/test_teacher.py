@@ -100,6 +100,6 @@ def test_a_teacher_that_is_none_is_a_line_and_nothing_is_touched(teacher):
 
 
 def test_a_teacher_is_not_overwritten_by_its_pupil(folder):
-    with pytest.raises(UserError, match="--teacher: --overwrite would remove it from checkpoints; name another"):
+    with pytest.raises(UserError, match="--teacher: it lies in checkpoints, which is to be overwritten; move it first"):
         train.main([*TINY, "--overwrite", "--teacher", "checkpoints/epoch_03.pth"])
     assert checkpoint.saved_epochs(Path("checkpoints")) == [1, 2, 3]

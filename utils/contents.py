@@ -140,7 +140,7 @@ def _check_config(config: dict) -> None:
         values = config[part]
         good = values.keys() == kinds.keys() and all(_is_of(kinds[name], value) for name, value in values.items())
         require(good, f"its config's {part!r} are not those of a run")
-    require(_is_of((str, None), config.get("teacher")), "its config's 'teacher' is not as expected")
+    require("teacher" in config and _is_of((str, None), config["teacher"]), "its config's 'teacher' is not as expected")
     shape = config["network"]["widths"] + config["network"]["blocks"]
     require(min(shape, default=0) >= 1, "its network has no layers")
     require(0 <= config["network"]["dropout"] < 1, "its network's dropout is no probability")

@@ -30,9 +30,9 @@ def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per
 class Step:
     """One step of the optimiser on a batch; adds its loss and its number of correct predictions to `totals`.
 
-    `totals` stays on the device, so that no step waits for that. The loss in it is that without label smoothing, as in
-    `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form; so is `teacher`, another network
-    whose answers are learned along with the labels.
+    `totals` stays on the device, so that no step waits for that. The loss in it is that without label smoothing and
+    teacher, as in `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form; `teacher`: another
+    network, compiled or not, whose answers are learned as well as the labels.
     """
 
     def __init__(
