@@ -30,7 +30,7 @@ from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
-TEACHER_HELP = "checkpoint of another network, as a rule a larger one, whose answers are learned, too (distillation)"
+TEACHER_HELP = "checkpoint of a larger network, whose answers are learned, too (distillation); with --resume again"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; half before")
+    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; others: half")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
@@ -159,8 +159,8 @@ class Run:
     def _restore(self, path: Path, saved: dict) -> None:
         self.mean, self.std, fingerprint = (saved["config"][name] for name in ("mean", "std", "teacher"))
         if fingerprint != self.teacher_fingerprint:
-            advice = "name its file with --teacher" if fingerprint else "leave out --teacher"
-            raise UserError(f"{path} has another teacher, or none; {advice}")
+            which = f"another teacher than {self.options.teacher}" if self.options.teacher else "a teacher"
+            raise UserError(f"{path} was trained with {which}; give that one with --teacher")
         steps = saved["epoch"] * self.steps_per_epoch
         checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, steps)
         self.history = saved["history"]

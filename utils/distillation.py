@@ -26,7 +26,7 @@ def load_teacher(
         UserError: if it is not usable, or was trained on other images: it may know those kept for validation.
     """
     saved = runtime.from_first(lambda: checkpoint.load(path, contents.WEIGHTS_KEYS, ADVICE))
-    checkpoint.check_images(path, saved, mean, std, "a teacher's must be the same")
+    checkpoint.check_images(path, saved, mean, std, "teacher and pupil need the same --data and --subset")
     network = checkpoint.rebuild_network(path, saved, network_class, ADVICE).eval().requires_grad_(False)
     fingerprint = contents.fingerprint(saved["model"])
     return network.to(runtime.device, memory_format=runtime.memory_format), fingerprint

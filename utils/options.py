@@ -62,7 +62,9 @@ def check_together(options: argparse.Namespace, device: str, processes: int) -> 
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
     if options.overwrite and options.teacher and options.teacher.resolve().parent == options.checkpoint_dir.resolve():
-        raise UserError(f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; move it first")
+        raise UserError(
+            f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another --checkpoint-dir"
+        )
     if options.batch_size < processes:
         raise UserError(f"--batch-size: {options.batch_size} for {processes} processes; give each an image at least")
 

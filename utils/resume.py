@@ -23,12 +23,15 @@ def resume_point(
         raise UserError(f"{folder / 'history.csv'} is there without its epochs; move it away, or use --overwrite")
     if not options.resume:
         if checkpoint.saved_epochs(folder) and not options.overwrite:
-            raise UserError(f"{folder} holds a run; go on with --resume, or remove it with --overwrite")
+            advice = "go on with --resume, remove it with --overwrite, or name another --checkpoint-dir"
+            raise UserError(f"{folder} holds a run; {advice}")
         return options, None
     saved = checkpoint.load_newest(folder)
     if saved is None:
         return options, None
     path = checkpoint.path_of(folder, saved["epoch"])
+    if options.teacher and not saved["config"]["teacher"]:
+        raise UserError(f"{path} was trained without a teacher; leave out --teacher, or name another --checkpoint-dir")
     recipe = saved["config"]["options"] | saved["config"]["network"]
     with checkpoint.usable(path):  # its values have to pass the checks of a command line, as `argv` has
         options = parser.parse_args([*arguments_of(recipe), *argv])
