@@ -25,7 +25,7 @@ from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, compiler, contents, cuda_graph, distillation, engine, history, messages, plot
 from utils.errors import UserError, interrupt_code, run_program, warn
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, location, png, real
-from utils.resume import resume_point
+from utils.resume import finish, resume_point
 from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
@@ -117,11 +117,9 @@ class Run:
             path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
             network = checkpoint.rebuild_network(path, saved, ResidualCNN)
             checkpoint.check_images(path, saved, self.mean, self.std, "name their folder with --data-dir")
-        teacher, self.teacher_fingerprint = None, None
-        if options.teacher:
-            teacher, self.teacher_fingerprint = distillation.load_teacher(
-                options.teacher, ResidualCNN, runtime, self.mean, self.std
-            )
+        teacher, self.teacher_fingerprint = distillation.load_teacher(
+            options.teacher, ResidualCNN, runtime, self.mean, self.std
+        )
         self._prepare_training(network, teacher)
         if saved:
             self._restore(path, saved)
@@ -257,18 +255,6 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
         return interrupt_code(stop)
     run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
     return 0
-
-
-def finish(options: argparse.Namespace, saved: dict) -> None:
-    """A run with all its epochs: only mend what a kill after the last of them may have left undone."""
-    checkpoint.clear_leftovers(options.checkpoint_dir)
-    checkpoint.save_history(options.checkpoint_dir, saved["history"])
-    curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
-    newest = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
-    if not curve.path.exists() or curve.path.stat().st_mtime < newest.stat().st_mtime:
-        curve.prepare()
-        curve.draw(saved["history"])
-    print(messages.nothing_left(options))
 
 
 def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime: Runtime) -> int:

@@ -13,20 +13,15 @@ from utils.runtime import Runtime
 class GraphedStep(Step):
     """A `Step` that is captured as a CUDA graph, one for each size of batch (docs.pytorch.org/docs/stable/notes/cuda).
 
+    `loss`: what `Step` takes besides, label smoothing and teacher.
+
     The first step of a size runs as it is, and prepares what a capture must not: libraries, momentum, the compiler.
     The second one is captured; for each later one, the batch is copied to where the captured one lay, and the graph is
     replayed. The default stream cannot be captured: from its construction on, this thread works on another.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        optimizer: Optimizer,
-        runtime: Runtime,
-        label_smoothing: float = 0.0,
-        teacher: Callable[[Tensor], Tensor] | None = None,
-    ):
-        super().__init__(forward, optimizer, runtime, label_smoothing, teacher)
+    def __init__(self, forward: Callable[[Tensor], Tensor], optimizer: Optimizer, runtime: Runtime, *loss: object):
+        super().__init__(forward, optimizer, runtime, *loss)
         self.prepared: set[int] = set()
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.lr = torch.zeros((), device=runtime.device)  # where a replayed step finds it

@@ -16,15 +16,17 @@ SHARE, TEMPERATURE = 0.9, 4.0
 
 
 def load_teacher(
-    path: Path, network_class: Callable[..., nn.Module], runtime: Runtime, mean: list[float], std: list[float]
-) -> tuple[nn.Module, str]:
+    path: Path | None, network_class: Callable[..., nn.Module], runtime: Runtime, mean: list[float], std: list[float]
+) -> tuple[nn.Module, str] | tuple[None, None]:
     """The network in the checkpoint at `path`, for its answers alone, on the device; and its fingerprint.
 
-    `mean` and `std` are those of the run's training images.
+    `mean` and `std` are those of the run's training images. Without a `path` there is no teacher: None and None.
 
     Raises:
         UserError: if it is not usable, or was trained on other images: it may know those kept for validation.
     """
+    if path is None:
+        return None, None
     saved = runtime.from_first(lambda: checkpoint.load(path, contents.WEIGHTS_KEYS, ADVICE))
     checkpoint.check_images(path, saved, mean, std, "teacher and pupil need the same --data and --subset")
     network = checkpoint.rebuild_network(path, saved, network_class, ADVICE).eval().requires_grad_(False)

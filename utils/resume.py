@@ -1,8 +1,8 @@
-"""Where a run begins: at the start, or after the newest epoch of the run in its folder."""
+"""Where a run begins: at the start, after the newest epoch in its folder, or, with all its epochs, not at all."""
 
 import argparse
 
-from utils import checkpoint
+from utils import checkpoint, messages, plot
 from utils.errors import UserError
 from utils.options import Parser, arguments_of
 
@@ -49,6 +49,18 @@ def resume_point(
                 "another --checkpoint-dir"
             )
     return options, saved
+
+
+def finish(options: argparse.Namespace, saved: dict) -> None:
+    """A run with all its epochs: only mend what a kill after the last of them may have left undone."""
+    checkpoint.clear_leftovers(options.checkpoint_dir)
+    checkpoint.save_history(options.checkpoint_dir, saved["history"])
+    curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
+    newest = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
+    if not curve.path.exists() or curve.path.stat().st_mtime < newest.stat().st_mtime:
+        curve.prepare()
+        curve.draw(saved["history"])
+    print(messages.nothing_left(options))
 
 
 def _option(name: str, value: object) -> str:
