@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import dataset
@@ -164,7 +165,7 @@ class Run:
         self.history = saved["history"]
 
     def train_epoch(self) -> dict:
-        """Train for the next epoch and validate; returns its row of the history.
+        """Train for the next epoch, take batch norm's statistics anew and validate; returns its row of the history.
 
         What is random in an epoch follows from (seed, epoch), so that a resumed run draws what the first would have.
         """
@@ -182,6 +183,8 @@ class Run:
         training_seconds = time.perf_counter() - started
         val_loss, val_accuracy = self.validate()
         return {
+        few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
+        update_bn(Batches(few, self.runtime.evaluation_batch, self.mean, self.std), self.network)
             "epoch": epoch,
             "lr": lr,
             "train_loss": train_loss,

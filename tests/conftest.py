@@ -173,6 +173,15 @@ def small_cifar10(tmp_path, monkeypatch):
     return folder
 
 
+def assert_stem_has_statistics_of(network, batch):
+    """The stem's batch norm has those of this batch of images, with the weights as they are."""
+    convolution, batch_norm, _ = network.stem
+    with torch.no_grad():
+        variance, mean = torch.var_mean(convolution(batch[0]), dim=(0, 2, 3))
+    seen = batch_norm.running_mean, batch_norm.running_var
+    torch.testing.assert_close(seen, (mean, variance), rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def folder(trained):
     """`checkpoints/` with the tiny run in it, to be damaged."""

@@ -12,9 +12,9 @@ from torchvision.datasets import CIFAR10
 
 import test
 import train
-from conftest import TINY, run, start_warm
+from conftest import TINY, assert_stem_has_statistics_of, run, start_warm
 from test_resume import assert_same_run
-from utils import checkpoint
+from utils import checkpoint, engine
 from utils.errors import UserError
 from utils.history import COLUMNS, duration
 from utils.runtime import Runtime
@@ -81,7 +81,16 @@ def test_bf16_is_for_training_steps_and_validation_stays_in_fp32():
     run, seen = train.Run(options, Runtime(torch.device("cpu")), train.build_network(options)), []
     run.network.stem[0].register_forward_hook(lambda _, __, output: seen.append((run.network.training, output.dtype)))
     run.train_epoch()
-    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+    # Four steps, batch norm's statistics, validation:
+    assert seen == 4 * [(True, torch.bfloat16)] + [(True, torch.float32), (False, torch.float32)]
+
+
+def test_batch_norms_statistics_are_of_the_first_training_images_as_they_are_and_of_the_last_weights(monkeypatch):
+    monkeypatch.setattr(engine, "STATISTICS_IMAGES", 50)
+    options = train.build_parser().parse_args([*TINY, "--epochs", "1", "--compile", "off"])
+    run = train.Run(options, Runtime(torch.device("cpu")), train.build_network(options))
+    run.train_epoch()
+    assert_stem_has_statistics_of(run.network, *run.batches(run.training[:50], 50))
 
 
 def test_where_the_compiler_does_not_work_training_goes_on_without_it(monkeypatch, capsys):

@@ -181,6 +181,8 @@ def print_epoch(row: str, measured: dict[str, float], files: dict[str, float]) -
     seconds = {
         "loading": measured["load"] - measured["augment"],
         "augmenting": measured["augment"],
+        # About: for these the network is not in evaluation mode, as it is in the bare forward pass.
+        "batch norm's statistics": engine.STATISTICS_IMAGES / measured["infer"],
         "stepping": TRAINING / measured[row] - measured["load"],
         "validating": VALIDATION / measured["validate"],
         "saving": files["saving"],

@@ -22,8 +22,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
-# Images that validation passes through the network at once; all divide 5,000. On a CPU they fit into the memory that a
-# training step has left, and more are no faster; on a GPU they take fewer launches.
+# Images that go through the network at once in validation and for batch norm's statistics; all divide 5,000 and 2,000
+# (to the latter each batch counts alike). On a CPU they fit into the memory that a training step has left, and more are
+# no faster; on a GPU they take fewer launches.
 EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
@@ -52,7 +53,7 @@ class Runtime:
 
     @property
     def evaluation_batch(self) -> int:
-        """How many images to validate at once."""
+        """How many images to pass through the network at once when an epoch is over."""
         return EVALUATION_BATCH.get(self.device.type, 125)
 
     def share(self, size: int) -> slice:
@@ -148,10 +149,7 @@ class Runtime:
         def forward(images: Tensor) -> Tensor:
             if len(images) > 0 or synchronised:  # synchronised batch norm needs every process, even without images
                 return replica(images)
-            network.eval()  # its batch norms must not learn from it
-            logits = replica(images.new_zeros(1, *images.shape[1:]))[:0]
-            network.train()
-            return logits
+            return replica(images.new_zeros(1, *images.shape[1:]))[:0]
 
         return forward
 
