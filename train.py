@@ -32,6 +32,7 @@ from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
 CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
 TEACHER_HELP = "checkpoint of a larger network, whose answers are learned, too (distillation); with --resume again"
+DOWNSAMPLE_HELP = "how the resolution halves; pool: averages of 2x2 after a stage's first block; stride: in that block"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -56,6 +57,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; others: half")
+    add("--downsample", choices=cnn.DOWNSAMPLING, default=cnn.DOWNSAMPLING[0], help=DOWNSAMPLE_HELP)
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
@@ -181,10 +183,10 @@ class Run:
                 self.network, self.step, batches, self.scheduler, self.runtime, bar.update
             )
         training_seconds = time.perf_counter() - started
-        val_loss, val_accuracy = self.validate()
-        return {
         few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
         update_bn(Batches(few, self.runtime.evaluation_batch, self.mean, self.std), self.network)
+        val_loss, val_accuracy = self.validate()
+        return {
             "epoch": epoch,
             "lr": lr,
             "train_loss": train_loss,

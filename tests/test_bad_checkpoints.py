@@ -158,7 +158,7 @@ def test_another_epochs_file_under_this_name(folder):
     refused("its name is that of another epoch")
 
 
-@pytest.mark.parametrize("edit", [{"classes": 5}, {"widths": [4, "--help"]}])
+@pytest.mark.parametrize("edit", [{"classes": 5}, {"widths": [4, "--help"]}, {"downsample": "max"}])
 def test_a_network_that_is_not_that_of_a_run(folder, edit):
     change(lambda saved: saved["config"]["network"].update(edit))
     refused("'network' are not those of a run")

@@ -111,7 +111,10 @@ def test_resuming_in_an_empty_folder_starts_at_the_beginning():
     assert checkpoint.saved_epochs(Path("checkpoints")) == [1]
 
 
-OTHERS = "--lr 0.2, --seed 1, --widths 8 8, --epochs 2, --data cifar10, --subset 7, --precision bf16, --nesterov"
+OTHERS = (
+    "--lr 0.2, --seed 1, --widths 8 8, --epochs 2, --data cifar10, --subset 7, --precision bf16, --nesterov, "
+    "--downsample stride"
+)
 
 
 @pytest.mark.parametrize("option", OTHERS.split(", "))

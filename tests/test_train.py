@@ -67,9 +67,10 @@ def test_one_cycle_goes_up_to_lr_and_down_to_nothing_and_its_length_is_fixed():
         train.main(["--resume", "--epochs", "5"])
 
 
-@pytest.mark.parametrize(
-    "option", ["--nesterov", "--label-smoothing 0.5", "--cutout 8", "--schedule one-cycle", "--precision bf16"]
-)
+OPTIONS = "--nesterov, --label-smoothing 0.5, --cutout 8, --schedule one-cycle, --precision bf16, --downsample stride"
+
+
+@pytest.mark.parametrize("option", OPTIONS.split(", "))
 def test_each_option_of_the_recipe_changes_the_run(option, trained):
     plain = [row["train_loss"] for row in checkpoint.load_newest(trained)["history"][:2]]
     train.main([*TINY, "--epochs", "2", *option.split()])
@@ -151,7 +152,7 @@ def test_training_reads_no_test_image(small_cifar10, monkeypatch):
 def test_the_checkpoint_holds_no_paths_and_no_device(trained):
     config = checkpoint.load(checkpoint.path_of(trained, 1))["config"]
     assert config.keys() == {"options", "network", "mean", "std", "teacher"}
-    assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2}
+    assert config["network"] == {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2, "downsample": "pool"}
     assert not {"checkpoint_dir", "data_dir", "plot", "device", "resume", "overwrite"} & config["options"].keys()
 
 

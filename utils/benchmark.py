@@ -25,7 +25,7 @@ from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, compiler, contents, cuda_graph, engine, plot
 from utils.errors import run_program
 from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
-from utils.options import Parser, integer, real
+from utils.options import Parser, arguments_of, integer, real
 from utils.plain_loop import RECIPE, WORKERS, PlainLoop, matrix_rows
 from utils.runtime import Runtime, choose_device, keep_freed_memory, start, torch_trouble
 
@@ -142,9 +142,8 @@ def time_files(shape: dict, device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         where = ["--checkpoint-dir", folder, "--device", device]
-        network = ["--widths", *shape["widths"], "--blocks", *shape["blocks"]]
         tiny = ["--data", "synthetic", "--subset", 128, "--epochs", 1, "--max-parameters", 10**9]
-        run_script("train.py", *tiny, *network, *where)
+        run_script("train.py", *tiny, *arguments_of(shape), *where)
         answer = run_script("test.py", "--epoch", 1, *where)
         saved = checkpoint.load(checkpoint.path_of(folder, 1))
         saved["history"] = [saved["history"][0] | {"epoch": epoch} for epoch in range(1, 91)]
@@ -181,9 +180,9 @@ def print_epoch(row: str, measured: dict[str, float], files: dict[str, float]) -
     seconds = {
         "loading": measured["load"] - measured["augment"],
         "augmenting": measured["augment"],
+        "stepping": TRAINING / measured[row] - measured["load"],
         # About: for these the network is not in evaluation mode, as it is in the bare forward pass.
         "batch norm's statistics": engine.STATISTICS_IMAGES / measured["infer"],
-        "stepping": TRAINING / measured[row] - measured["load"],
         "validating": VALIDATION / measured["validate"],
         "saving": files["saving"],
     }
@@ -241,6 +240,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
+    add("--downsample", choices=cnn.DOWNSAMPLING, default=cnn.DOWNSAMPLING[0], help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images per step")
     add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 2 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")

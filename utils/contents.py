@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
 code from the file, reads it:
 
-    format      5
+    format      6
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
     optimizer   its state dict
@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError
 from utils.history import COLUMNS
 
-FORMAT = 5
+FORMAT = 6
 WEIGHTS_KEYS = {"format": int, "model": dict, "config": dict}
 KEYS = WEIGHTS_KEYS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 # What a checkpoint remembers of a run's options: with these it can be done again, on any machine and in any folder.
@@ -53,7 +53,8 @@ OPTIONS = {
 }
 MAX_STAGES = 5  # the last one has 2 x 2 pixels
 LARGEST = 1e300  # of what is in a row of the history: sums of several are still finite
-NETWORK = {"widths": [int], "blocks": [int], "dropout": float}  # the arguments of ResidualCNN
+# The arguments of ResidualCNN.
+NETWORK = {"widths": [int], "blocks": [int], "dropout": float, "downsample": ("pool", "stride")}
 
 
 def checkpoint_of(

@@ -16,6 +16,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     """The facts of a run, a line each; `training`, `validation`: how many images."""
     what = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     widths, blocks = ("-".join(map(str, numbers)) for numbers in (options.widths, options.blocks))
+    strided = ", strided" * (options.downsample == "stride")
     dropout = f", dropout {options.dropout:g}" if options.dropout else ""
     megabytes = options.epochs * 8 * parameters / 1e6  # weights and momentum, four bytes each
     steps = f"x {options.gamma:g} every {in_epochs(options.step_size)}"
@@ -25,7 +26,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
     cutout = f", cutout {options.cutout}" if options.cutout else ""
     facts = {
         "data": f"{what}: {training:,} training and {validation:,} validation images",
-        "network": f"ResidualCNN, widths {widths}, blocks {blocks}{dropout}; {parameters:,} parameters",
+        "network": f"ResidualCNN, widths {widths}, blocks {blocks}{strided}{dropout}; {parameters:,} parameters",
         "recipe": f"{in_epochs(options.epochs)}, batch {options.batch_size}, seed {options.seed}{smoothing}{cutout}",
         "SGD": f"lr {options.lr:g}, {course}, {momentum}, weight decay {options.weight_decay:g}",
         "teacher": options.teacher,
