@@ -30,9 +30,7 @@ from utils.resume import finish, resume_point
 from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
 SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
-CUTOUT_HELP = "side of a square, in pixels, filled with the mean colour in each training image; 0: none"
 TEACHER_HELP = "checkpoint of a larger network, whose answers are learned, too (distillation); with --resume again"
-DOWNSAMPLE_HELP = "how the resolution halves; pool: averages of 2x2 after a stage's first block; stride: in that block"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
 
@@ -49,7 +47,7 @@ def build_parser() -> Parser:
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
-    add("--cutout", type=integer(0, 32), default=0, help=CUTOUT_HELP)
+    add("--cutout", type=integer(0, 32), default=0, help="side in pixels of a square blanked in each image; 0: none")
     add("--teacher", type=location, help=TEACHER_HELP)
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
 
@@ -57,7 +55,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; others: half")
-    add("--downsample", choices=cnn.DOWNSAMPLING, default=cnn.DOWNSAMPLING[0], help=DOWNSAMPLE_HELP)
+    add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages, or a stride")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
     add = parser.add_argument_group("data").add_argument
@@ -162,8 +160,7 @@ class Run:
         if fingerprint != self.teacher_fingerprint:
             which = f"another teacher than {self.options.teacher}" if self.options.teacher else "a teacher"
             raise UserError(f"{path} was trained with {which}; give that one with --teacher")
-        steps = saved["epoch"] * self.steps_per_epoch
-        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, steps)
+        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, saved["epoch"] * self.steps_per_epoch)
         self.history = saved["history"]
 
     def train_epoch(self) -> dict:

@@ -82,7 +82,7 @@ class ResidualCNN(nn.Module):
         widths: Sequence[int] = WIDTHS,
         blocks: Sequence[int] = BLOCKS,
         dropout: float = DROPOUT,
-        downsample: str = DOWNSAMPLING[0],
+        downsample: str = "pool",
     ):
         super().__init__()
         if downsample not in DOWNSAMPLING:

@@ -240,7 +240,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
-    add("--downsample", choices=cnn.DOWNSAMPLING, default=cnn.DOWNSAMPLING[0], help="as in train.py")
+    add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="as in train.py")
     add("--batch-size", type=integer(1), default=128, help="images per step")
     add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 2 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
