@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import cifar10
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
 IMAGES_AHEAD = 8_192  # augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
@@ -37,14 +39,14 @@ def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
     Raises:
         UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
     """
-    split = _draw_synthetic(5_000, seed=1) if data == "synthetic" else _read_cifar10(data_dir, train=True)
+    split = _draw_synthetic(5_000, seed=1) if data == "synthetic" else Split(*cifar10.read(data_dir, train=True))
     first_of_validation = len(split) - int(VALIDATION_FRACTION * len(split))
     return split[:first_of_validation], split[first_of_validation:]
 
 
 def load_test(data: str, data_dir: Path) -> Split:
     """The test split of `data`, "cifar10" (10,000 images) or "synthetic" (1,000). Raises as `load_training` does."""
-    return _draw_synthetic(1_000, seed=2) if data == "synthetic" else _read_cifar10(data_dir, train=False)
+    return _draw_synthetic(1_000, seed=2) if data == "synthetic" else Split(*cifar10.read(data_dir, train=False))
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -159,12 +161,6 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
         inside.append((offset >= 0) & (offset < side))
     rows, columns = inside
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
-
-
-def _read_cifar10(data_dir: Path, train: bool) -> Split:
-    from utils import cifar10  # torchvision takes a second or two to import, which nothing else here needs
-
-    return Split(*cifar10.read(data_dir, train))
 
 
 def _draw_synthetic(count: int, seed: int) -> Split:
