@@ -28,6 +28,7 @@ def test_a_step_as_a_cuda_graph_learns_what_the_step_learns(recipe, taught):
         split = Split(images, torch.arange(80) % 10).to(runtime.device)
         epochs = [Batches(split, 32, [0.5] * 3, [0.25] * 3, generator) for _ in range(4)]
         losses = [engine.train_one_epoch(network, step, batches, scheduler, runtime)[0] for batches in epochs]
+        assert kind is engine.Step or step.graphs.keys() == {16, 32}
         return torch.tensor(losses), torch.cat([weights.detach().flatten() for weights in network.parameters()])
 
     with torch.cuda.stream(torch.cuda.current_stream()):  # which is so again after it

@@ -36,6 +36,7 @@ def test_every_command_works(trained, monkeypatch):
             if words[0] == "torchrun":
                 train.build_parser().parse_args(words[words.index("train.py") + 1 :])  # run in test_torchrun.py
             elif words[1] == "train.py":
+                train.build_network(train.build_parser().parse_args(words[2:]))  # is it within its own budget?
                 resume = "--resume" in words
                 words = [re.sub(r"epoch_\d+", "epoch_01", word) for word in words]  # each run has one epoch
                 given = [*words[2:], *SHORT, "--epochs", "1"] if not resume else ["--resume"]
