@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
     parser.add_argument_group("how").add_argument("--views", type=int, choices=(1, 2, 6), default=1, help=VIEWS_HELP)
     what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
-    what.add_argument("--report", type=location, help="folder for confusion_matrix.png, mistakes.png, predictions.csv")
+    what.add_argument("--report", type=location, help="folder for two pictures and a table (written over)")
     what.add_argument("--image", type=location, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
     add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the run")
@@ -66,7 +66,8 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int:
     Raises:
         UserError: if there is no terminal to ask at.
     """
-    rows = [row for row in checkpoint.load_newest(folder)["history"] if row["epoch"] in epochs]
+    newest = checkpoint.load(checkpoint.path_of(folder, epochs[-1]), advice="name an earlier epoch with --epoch")
+    rows = [row for row in newest["history"] if row["epoch"] in epochs]
     best = history.best_row(rows)
     print(history.HEADER)
     for row in rows:

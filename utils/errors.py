@@ -88,7 +88,7 @@ def _silence(stream: TextIO) -> None:
 
 
 def _report(error: UserError | str) -> None:
-    """One line on stderr; of torchrun's processes here the first reports: others mostly met the same."""
+    """One line on stderr; of torchrun's processes here the first at once: others have mostly met the same."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":  # torchrun ends all when one ends: if the first has something to say, do not be before it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
