@@ -174,14 +174,14 @@ class Run:
         generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops, flips and squares
         batches = self.batches(self.training, options.batch_size, generator)
         lr = self.scheduler.get_last_lr()[0]
-        no_bar = None if self.runtime.is_first else True  # None: only where stderr is a terminal; True: never
-        with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
+        hidden = None if self.runtime.is_first else True  # None: shown where stderr is a terminal
+        with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=hidden) as bar:
             train_loss, train_accuracy = engine.train_one_epoch(
                 self.network, self.step, batches, self.scheduler, self.runtime, bar.update
             )
         training_seconds = time.perf_counter() - started
         few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
-        update_bn(Batches(few, self.runtime.evaluation_batch, self.mean, self.std), self.network)
+        update_bn(Batches(few, self.runtime.evaluation_batch(len(few)), self.mean, self.std), self.network)
         val_loss, val_accuracy = self.validate()
         return {
             "epoch": epoch,
@@ -197,8 +197,8 @@ class Run:
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation split."""
         self.runtime.broadcast_buffers(self.network)
-        predictions = engine.predict(self.network, self.batches(self.validation, self.runtime.evaluation_batch))
-        return engine.loss_and_accuracy(*predictions, self.runtime)
+        batches = self.batches(self.validation, self.runtime.evaluation_batch(len(self.validation)))
+        return engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
 
     def batches(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> Batches:
         """This process's shares of the batches of `split`."""
@@ -244,16 +244,16 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
         fit(run, curve)
         if first:
             curve.draw(run.history)
-    except (KeyboardInterrupt, UserError) as stop:
+    except (KeyboardInterrupt, BrokenPipeError, UserError) as stop:  # a broken pipe: the reader of stdout has left
         if first and run.history:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(run.history)
-        if isinstance(stop, UserError):
-            raise
-        if first:  # on stderr: in `python train.py | tee log`, Ctrl-C ends the reader of stdout, too
+        if first and not isinstance(stop, UserError):  # said on stderr: Ctrl-C ends a reader of stdout (`tee`), too
             # The interrupt may have come between an epoch's file and its row in the history.
             kept = len(checkpoint.saved_epochs(options.checkpoint_dir))
             warn(messages.interrupted(options, kept, run.runtime.world_size))
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
         return interrupt_code(stop)
     run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
     return 0
@@ -278,7 +278,7 @@ def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime:
             curve.prepare()
             if options.overwrite:
                 checkpoint.clear(options.checkpoint_dir)
-            checkpoint.clear_leftovers(options.checkpoint_dir)
+            checkpoint.clear_partial(options.checkpoint_dir)
         machine = runtime.describe(options.precision) + ", torch.compile" * run.compiled
         runtime.say(messages.header(options, len(run.training), len(run.validation), parameters, machine))
         if saved:

@@ -5,7 +5,7 @@ from utils import checkpoint
 
 
 def test_only_whole_epochs_count(tmp_path):
-    for name in ("epoch_02.pth", "epoch_10.pth", "epoch_100.pth", "epoch_3.pth", "epoch_04.pth.partial", "epoch_x.pth"):
+    for name in "epoch_02.pth epoch_10.pth epoch_100.pth epoch_3.pth epoch_04.pth.1.partial epoch_x.pth".split():
         (tmp_path / name).touch()
     assert checkpoint.saved_epochs(tmp_path) == [2, 10, 100]
 

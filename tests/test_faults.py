@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import TINY, run, start, start_warm, wait_for_line
 from test_resume import assert_same_run
 from utils import checkpoint, messages
 from utils.errors import UserError
+from utils.files import write_file
 
 KILLS = int(os.environ.get("KILLS", "8"))
 EPOCHS = 2 * KILLS
@@ -46,7 +48,7 @@ def kill_inside_a_save(folder, chance):
     size = checkpoint.path_of(folder, 1).stat().st_size
     process = start_warm("tests/killed_in_a_save.py", chance.randrange(1, size), *LONG_RUN)
     assert process.wait() == -signal.SIGXFSZ
-    assert len(list(folder.glob("epoch_*.pth.partial"))) == 1
+    assert len(list(folder.glob("epoch_*.pth.*.partial"))) == 1
 
 
 def test_killed_at_any_moment_a_run_ends_as_if_never_killed():
@@ -94,6 +96,16 @@ def test_sigterm_does_the_same_and_nobody_need_listen():
     assert_drawn_since(checkpoint.saved_epochs(Path("checkpoints"))[-1])
 
 
+def test_a_reader_that_leaves_ends_the_run_as_ctrl_c_does():
+    process = start_warm("train.py", *ENDLESS)
+    wait_for_line(process, "   3")
+    process.stdout.close()  # as `| head` does, or `| less`
+    assert process.wait(timeout=30) == 1
+    epochs = checkpoint.saved_epochs(Path("checkpoints"))
+    assert f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: " in process.stderr.read()
+    assert_drawn_since(epochs[-1])
+
+
 def test_how_to_go_on_names_what_no_checkpoint_holds():
     options = train.build_parser().parse_args("--deterministic --sync-bn --device cuda --data-dir my".split())
     same = "train.py --resume --data-dir my --device cuda --sync-bn --deterministic"
@@ -117,6 +129,23 @@ def test_a_second_ctrl_c_ends_the_run_at_once():
         process.send_signal(signal.SIGINT)
     assert process.returncode == -signal.SIGINT  # which ends the drawing of the curve, too
     assert "Traceback" not in process.stderr.read()
+
+
+def write_often(path, content):
+    for _ in range(100):
+        write_file(path, content, "no advice")
+
+
+def test_two_programs_may_write_the_same_file(tmp_path):
+    path, contents = tmp_path / "curve.png", (b"one" * 50_000, b"other" * 40_000)
+    write_often(path, contents[0])
+    processes = [get_context("fork").Process(target=write_often, args=(path, content)) for content in contents]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        assert path.read_bytes() in contents
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert os.listdir(tmp_path) == ["curve.png"]
 
 
 def full_disk():

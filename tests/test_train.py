@@ -13,13 +13,14 @@ from torchvision.datasets import CIFAR10
 import test
 import train
 from conftest import TINY, assert_stem_has_statistics_of, run, start_warm
+from dataset import Batches, Split
 from test_resume import assert_same_run
 from utils import checkpoint, engine
 from utils.errors import UserError
 from utils.history import COLUMNS, duration
 from utils.runtime import Runtime
 
-ALIKE = "notes.txt", "epoch_best.pth", "epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.partial"  # no run's own files
+ALIKE = "notes.txt", "epoch_best.pth", "epoch_1.pth", "epoch_003.pth", "epoch_notes.pth.1.partial"  # no run's own files
 
 
 def test_the_tour_trains_draws_and_says_what_to_do_next_in_lines_without_a_bar():
@@ -94,6 +95,13 @@ def test_batch_norms_statistics_are_of_the_first_training_images_as_they_are_and
     assert_stem_has_statistics_of(run.network, *run.batches(run.training[:50], 50))
 
 
+@pytest.mark.parametrize("count", [1, 125, 126, 1001, 2000])
+def test_no_batch_of_the_statistics_is_much_smaller_than_the_others(count):
+    split = Split(torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64))
+    sizes = Batches(split, Runtime(torch.device("cpu")).evaluation_batch(count), [0.5] * 3, [0.25] * 3).sizes
+    assert max(sizes) <= 125 and max(sizes) - min(sizes) < len(sizes)
+
+
 def test_where_the_compiler_does_not_work_training_goes_on_without_it(monkeypatch, capsys):
     def backend(graph, inputs):
         raise OSError(2, "no g++")
@@ -122,7 +130,7 @@ def test_a_folder_with_a_run_is_not_touched_unasked(trained):
 
 def test_overwrite_removes_the_run_and_nothing_else(trained):
     shutil.copytree(trained, "again")
-    for name in (*ALIKE, "epoch_04.pth.partial"):
+    for name in (*ALIKE, "epoch_04.pth.123.partial"):
         open(f"again/{name}", "w").close()
     assert checkpoint.saved_epochs(Path("again")) == [1, 2, 3]
     with pytest.raises(UserError):  # another check fails: nothing is removed

@@ -49,7 +49,8 @@ class ThisProject:
         self.training, self.validation = training.to(device), validation.to(device)  # all of them, as in train.py
         self.to_step = self.training[: steps * batch_size]
         self.to_load = self.training[: max(steps, 32) * batch_size]
-        self.to_validate = self.validation[: 4 * self.runtime.evaluation_batch]
+        self.evaluation_batch = self.runtime.evaluation_batch(VALIDATION)
+        self.to_validate = self.validation[: 4 * self.evaluation_batch]
         self._step_with(self.network)
 
     def _step_with(self, forward: Callable[[Tensor], Tensor]) -> None:
@@ -98,7 +99,7 @@ class ThisProject:
 
     def validate(self) -> float:
         """Images a second."""
-        batches = Batches(self.to_validate, self.runtime.evaluation_batch, self.mean, self.std)
+        batches = Batches(self.to_validate, self.evaluation_batch, self.mean, self.std)
 
         def work():
             engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
@@ -107,7 +108,7 @@ class ThisProject:
 
     def infer(self) -> float:
         """Images a second of the bare forward pass."""
-        images = torch.rand(self.runtime.evaluation_batch, 3, 32, 32, device=self.runtime.device)
+        images = torch.rand(self.evaluation_batch, 3, 32, 32, device=self.runtime.device)
         with torch.inference_mode():
             return len(images) / seconds_of(lambda: self.network.eval()(images), self.runtime.device)
 

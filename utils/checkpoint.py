@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.contents import KEYS, WEIGHTS_KEYS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
-from utils.files import PARTIAL, write_file
+from utils.files import clear_leftovers, write_file
 from utils.history import COLUMNS
 
 DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
@@ -65,16 +66,14 @@ def check_newest(folder: Path, saved: dict | None) -> None:
         raise UserError(f"another run has just written to {folder}; start again")
 
 
-def clear_leftovers(folder: Path) -> None:
+def clear_partial(folder: Path) -> None:
     """Remove what a save that was cut off has left in `folder`."""
-    for path in folder.glob("*" + PARTIAL):
-        if re.fullmatch(r"epoch_\d+\.pth|history\.csv", path.stem):
-            path.unlink()
+    clear_leftovers(folder, r"epoch_\d+\.pth|history\.csv")
 
 
 def clear(folder: Path) -> None:
     """Remove a run from `folder`: its checkpoints, its history and leftovers; nothing else."""
-    clear_leftovers(folder)
+    clear_partial(folder)
     for epoch in saved_epochs(folder):
         path_of(folder, epoch).unlink()
     (folder / "history.csv").unlink(missing_ok=True)
@@ -142,7 +141,10 @@ def load(path: Path, keys: dict[str, type] = KEYS, advice: str = ADVICE) -> dict
         data = path.read_bytes()
         check_archive(data)
         with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
-            checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            try:
+                checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:  # whose text advises to run what is in the file
+                raise ValueError("it holds more than tensors and plain values") from error
         check_contents(checkpoint, keys, len(data))
         if "epoch" in keys:
             require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
@@ -208,37 +210,25 @@ def trainable_parameters(checkpoint: dict) -> int:
     return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(STATISTICS))
 
 
-def _agree(saved: list[dict], own: list[dict]) -> bool:
-    """Whether states agree in what both know of: another version of torch may have a key more or less.
-
-    Not counted is how the optimizer does its work, which depends on the device.
-    """
-    pairs = zip(saved, own, strict=True)
-    items = ((state, key, value) for state, expected in pairs for key, value in expected.items() if key != "fused")
-    return all(state.get(key, value) == value for state, key, value in items)
-
-
 def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
     """Put fresh optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
 
-    The scheduler is stepped there, through as many `steps`, and compared, rather than loaded: no file can forge it.
+    All of it but the momentum follows from the options and the number of `steps`, so that no file can forge it.
 
     Raises:
-        UserError: if that is not a state of theirs.
+        UserError: if the checkpoint is of another step, or without the momentum of these weights.
     """
+    with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
+        for _ in range(steps):
+            scheduler.step()
+    (group,) = optimizer.param_groups
     with usable(path):
-        with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
-            for _ in range(steps):
-                scheduler.step()
-        require(_agree([checkpoint["scheduler"]], [scheduler.state_dict()]), "its scheduler is another one")
-        groups = optimizer.state_dict()["param_groups"]
-        require(_agree(checkpoint["optimizer"]["param_groups"], groups), "its optimizer is another one")
-        optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
-        for parameter in optimizer.param_groups[0]["params"]:
-            state = optimizer.state.get(parameter, {})
-            require("momentum_buffer" in state or groups[0]["momentum"] == 0, "its optimizer has lost its momentum")
-            for name, tensor in list(state.items()):
-                require(tensor.shape == parameter.shape, f"optimizer's {name!r} is of another shape")
-                check_tensor(f"optimizer's {name!r}", tensor)
-                # In the parameter's own memory format, without which a fused SGD would mix up its elements.
-                state[name] = torch.empty_like(parameter).copy_(tensor)
+        require(checkpoint["scheduler"].get("last_epoch") == steps, "its scheduler is at another step")
+        saved = checkpoint["optimizer"]["state"]
+        for number, parameter in enumerate(group["params"] if group["momentum"] else ()):
+            require(number in saved, "its optimizer has lost its momentum")
+            buffer = saved[number]["momentum_buffer"]
+            check_tensor("its momentum", buffer)
+            require(buffer.shape == parameter.shape, "its momentum is that of other weights")
+            # In the parameter's own memory format, without which a fused SGD would mix up its elements.
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

@@ -61,7 +61,8 @@ def check_together(options: argparse.Namespace, device: str, processes: int) -> 
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
-    if options.overwrite and options.teacher and options.teacher.resolve().parent == options.checkpoint_dir.resolve():
+    teacher, folder = os.path.realpath(options.teacher or ""), os.path.realpath(options.checkpoint_dir)
+    if options.overwrite and options.teacher and os.path.dirname(teacher) == folder:
         raise UserError(
             f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another --checkpoint-dir"
         )

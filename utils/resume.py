@@ -53,7 +53,7 @@ def resume_point(
 
 def finish(options: argparse.Namespace, saved: dict) -> None:
     """A run with all its epochs: only mend what a kill after the last of them may have left undone."""
-    checkpoint.clear_leftovers(options.checkpoint_dir)
+    checkpoint.clear_partial(options.checkpoint_dir)
     checkpoint.save_history(options.checkpoint_dir, saved["history"])
     curve = plot.LossCurve(plot.curve_path(options), saved["config"], checkpoint.trainable_parameters(saved))
     newest = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])

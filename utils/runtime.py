@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +23,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
-# Images that go through the network at once in validation and for batch norm's statistics; all divide 5,000 and 2,000
-# (to the latter each batch counts alike). On a CPU they fit into the memory that a training step has left, and more are
-# no faster; on a GPU they take fewer launches.
+# Images that at most go through the network at once when an epoch is over. On a CPU they fit into the memory that a
+# training step has left, and more are no faster; on a GPU they take fewer launches.
 EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
@@ -51,10 +51,12 @@ class Runtime:
         """
         return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
 
-    @property
-    def evaluation_batch(self) -> int:
-        """How many images to pass through the network at once when an epoch is over."""
-        return EVALUATION_BATCH.get(self.device.type, 125)
+    def evaluation_batch(self, count: int) -> int:
+        """How many of `count` images to pass through the network at once: batches of about the same size.
+
+        To `update_bn` each batch counts alike.
+        """
+        return math.ceil(count / math.ceil(count / EVALUATION_BATCH.get(self.device.type, 125)))
 
     def share(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
