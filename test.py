@@ -64,9 +64,9 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int:
     """Show the `epochs` in `folder` and ask for one; Ctrl-D, the end of the input, ends the program.
 
     Raises:
-        UserError: if there is no terminal to ask at.
+        UserError: if the newest epoch is not usable, or there is no terminal to ask at.
     """
-    newest = checkpoint.load(checkpoint.path_of(folder, epochs[-1]), advice="name an earlier epoch with --epoch")
+    newest = checkpoint.load(checkpoint.path_of(folder, epochs[-1]))
     rows = [row for row in newest["history"] if row["epoch"] in epochs]
     best = history.best_row(rows)
     print(history.HEADER)

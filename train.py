@@ -164,7 +164,7 @@ class Run:
         self.history = saved["history"]
 
     def train_epoch(self) -> dict:
-        """Train for the next epoch, take batch norm's statistics anew and validate; returns its row of the history.
+        """Train for the next epoch, compute batch norm's statistics anew and validate; returns its row of the history.
 
         What is random in an epoch follows from (seed, epoch), so that a resumed run draws what the first would have.
         """

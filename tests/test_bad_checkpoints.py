@@ -191,6 +191,15 @@ def option_out_of_range(saved):
     saved["config"]["options"]["lr"] = -1.0  # of its type: a command line alone refuses it
 
 
+def momentum_in_double(saved):
+    buffer = saved["optimizer"]["state"][0]["momentum_buffer"].double()
+    saved["optimizer"]["state"][0]["momentum_buffer"] = buffer.fill_(1e300)  # finite in 64 bits alone
+
+
+def no_momentum_buffer(saved):
+    saved["optimizer"]["state"][0].clear()
+
+
 def later_in_the_schedule(saved):
     saved["scheduler"]["last_epoch"] += 1
 
@@ -206,11 +215,13 @@ def lost_momentum(saved):
 @pytest.mark.parametrize(
     "edit, reason",
     [
-        (another_momentum_shape, "that of other weights"),
+        (another_momentum_shape, "momentum of these weights"),
+        (momentum_in_double, "momentum of these weights"),
+        (no_momentum_buffer, "momentum of these weights"),
         (option_out_of_range, "argument --lr"),
         (later_in_the_schedule, "at another step"),
         (overlapping_momentum, "not a dense tensor"),
-        (lost_momentum, "lost its momentum"),
+        (lost_momentum, "momentum of these weights"),
     ],
 )
 def test_what_only_resuming_needs_is_checked_on_resume(folder, edit, reason):

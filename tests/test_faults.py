@@ -102,7 +102,8 @@ def test_a_reader_that_leaves_ends_the_run_as_ctrl_c_does():
     process.stdout.close()  # as `| head` does, or `| less`
     assert process.wait(timeout=30) == 1
     epochs = checkpoint.saved_epochs(Path("checkpoints"))
-    assert f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: " in process.stderr.read()
+    line = f"interrupted; checkpoints keeps {len(epochs)} epochs. To go on: python train.py --resume --device cpu"
+    assert process.stderr.read().splitlines() == ["", line]
     assert_drawn_since(epochs[-1])
 
 

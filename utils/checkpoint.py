@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout  # torch depends on it
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.contents import KEYS, WEIGHTS_KEYS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
-from utils.files import clear_leftovers, write_file
+from utils.files import PARTIAL, write_file
 from utils.history import COLUMNS
 
 DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
@@ -68,7 +68,9 @@ def check_newest(folder: Path, saved: dict | None) -> None:
 
 def clear_partial(folder: Path) -> None:
     """Remove what a save that was cut off has left in `folder`."""
-    clear_leftovers(folder, r"epoch_\d+\.pth|history\.csv")
+    for path in folder.glob("*" + PARTIAL):
+        if re.fullmatch(r"(epoch_\d+\.pth|history\.csv)(\.\d+)?", path.stem):
+            path.unlink()
 
 
 def clear(folder: Path) -> None:
@@ -226,9 +228,9 @@ def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, schedul
         require(checkpoint["scheduler"].get("last_epoch") == steps, "its scheduler is at another step")
         saved = checkpoint["optimizer"]["state"]
         for number, parameter in enumerate(group["params"] if group["momentum"] else ()):
-            require(number in saved, "its optimizer has lost its momentum")
-            buffer = saved[number]["momentum_buffer"]
+            buffer = saved.get(number, {}).get("momentum_buffer")
+            fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (parameter.shape, parameter.dtype)
+            require(fits, "its optimizer does not have the momentum of these weights")
             check_tensor("its momentum", buffer)
-            require(buffer.shape == parameter.shape, "its momentum is that of other weights")
             # In the parameter's own memory format, without which a fused SGD would mix up its elements.
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

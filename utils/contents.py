@@ -6,8 +6,8 @@ code from the file, reads it:
     format      6
     epoch       the epoch after which it was saved, from 1
     model       the state dict of the plain network
-    optimizer   its state dict
-    scheduler   its state dict
+    optimizer   its state dict; resuming takes the momentum from it, the rest follows from the options
+    scheduler   its state dict; resuming makes another, by as many steps
     history     a list of rows, see utils/history.py
     config      {"options": the recipe, "network": the arguments of ResidualCNN, "mean" and "std" of the images,
                 "teacher": the fingerprint of the network whose answers were learned, too, or None}

@@ -14,7 +14,7 @@ from utils import distillation
 from utils.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
-# Training images, whole ones, by which batch norm's statistics are computed anew when an epoch is over: those gathered
+# How many training images, uncropped, batch norm's statistics are computed from when an epoch is over: those gathered
 # during it are of cropped images, and of weights that have changed since (PreciseBN, arXiv 2105.07576, section 3).
 STATISTICS_IMAGES = 2_000
 WARMUP = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)

@@ -36,7 +36,10 @@ def first_line(error: Exception) -> str:
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143."""
+    """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143.
+
+    1: the reader of the output has left, as in `python test.py | head`.
+    """
     sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
@@ -62,7 +65,7 @@ def run_program(main: Callable[[], int]) -> None:
     except KeyboardInterrupt as interrupt:  # while the reader of our output did not read on
         _silence(sys.stdout)
         code = interrupt_code(interrupt)
-    except BrokenPipeError:  # the reader of our output went away, as in `python test.py | head`
+    except BrokenPipeError:
         _silence(sys.stdout)
         code = code or 1
     except OSError as error:
@@ -88,7 +91,7 @@ def _silence(stream: TextIO) -> None:
 
 
 def _report(error: UserError | str) -> None:
-    """One line on stderr; of torchrun's processes here the first at once: others have mostly met the same."""
+    """One line on stderr; of torchrun's processes here the first speaks at once, others wait: they met the same."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":  # torchrun ends all when one ends: if the first has something to say, do not be before it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

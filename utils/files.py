@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import tempfile
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `advice` says what to do about it.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # two may draw the same picture
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # two programs may write the same file
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -29,13 +28,6 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-
-
-def clear_leftovers(folder: Path, pattern: str) -> None:
-    """Remove what a kill has left of the files in `folder` whose whole name matches `pattern`."""
-    for path in folder.glob("*" + PARTIAL):
-        if re.fullmatch(rf"(?:{pattern})\.\d+", path.stem):
-            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, advice: str) -> None:

@@ -37,7 +37,7 @@ def header(options: argparse.Namespace, training: int, validation: int, paramete
 
 
 def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> str:
-    """After Ctrl-C, with `kept` epochs on disk."""
+    """After Ctrl-C or the like, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
     # Options given in addition to --resume are in no checkpoint before the first epoch with them has ended.

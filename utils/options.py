@@ -61,11 +61,14 @@ def check_together(options: argparse.Namespace, device: str, processes: int) -> 
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
-    teacher, folder = os.path.realpath(options.teacher or ""), os.path.realpath(options.checkpoint_dir)
-    if options.overwrite and options.teacher and os.path.dirname(teacher) == folder:
-        raise UserError(
-            f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another --checkpoint-dir"
-        )
+    if options.overwrite and options.teacher:
+        # Not by Path.resolve(), which may raise RuntimeError for a link that leads to itself.
+        teacher, folder = map(os.path.realpath, (options.teacher, options.checkpoint_dir))
+        if os.path.dirname(teacher) == folder:
+            raise UserError(
+                f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another "
+                "--checkpoint-dir"
+            )
     if options.batch_size < processes:
         raise UserError(f"--batch-size: {options.batch_size} for {processes} processes; give each an image at least")
 

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import math
 import os
-import re
 import statistics
 import time
 from itertools import pairwise
@@ -17,7 +16,7 @@ from pathlib import Path
 from utils import checkpoint
 from utils.errors import UserError, run_program
 from utils.figure import QUIET, TRAIN_COLOUR, VALIDATION_COLOUR, import_matplotlib, picture, write_heading
-from utils.files import clear_leftovers, make_folder
+from utils.files import make_folder
 from utils.history import best_row, duration, in_epochs
 from utils.options import CHECKPOINT_DIR, Parser, location, png
 
@@ -133,7 +132,9 @@ class LossCurve:
     """The curve of a run in the PNG at `path`; `config` as in its checkpoints, `parameters`: how many are trainable."""
 
     def __init__(self, path: Path, config: dict, parameters: int):
-        self.path = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link stays one
+        self.path = (
+            Path(os.path.realpath(path)) if path.is_symlink() else path
+        )  # a link stays one, if it leads anywhere
         self.config, self.parameters = config, parameters
         self.quiet_until = 0.0
 
@@ -145,7 +146,6 @@ class LossCurve:
         """
         import_matplotlib()
         make_folder(self.path.parent, ADVICE)
-        clear_leftovers(self.path.parent, re.escape(self.path.name))
         if self.path.exists() and not self.path.is_file():
             raise UserError(f"{self.path} is a folder, a device or a pipe; {ADVICE}")
 
