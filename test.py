@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import dataset
 from dataset import CLASSES, Batches, Split
@@ -181,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def predict(split: Split) -> tuple[Tensor, Tensor]:
         batches = Batches(split.to(device), options.batch_size, config["mean"], config["std"])
-        return engine.predict(network, batches, options.views)
+        bar = tqdm(batches, leave=False, disable=None)  # None: shown where stderr is a terminal
+        return engine.predict(network, bar, options.views)
 
     data = config["options"]["data"]
     if options.image:

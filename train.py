@@ -29,7 +29,7 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, inte
 from utils.resume import finish, resume_point
 from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
 
-SCHEDULE_HELP = "of the learning rate; step: drops; one-cycle: straight up to --lr, then down to nothing"
+SCHEDULE_HELP = "course of the learning rate; step: it drops; one-cycle: straight up to --lr, then down to nothing"
 TEACHER_HELP = "checkpoint of a larger network, whose answers are learned, too (distillation); with --resume again"
 PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
 
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("network").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
-    add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks of each stage")
+    add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks, stage by stage")
     add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; others: half")
     add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages, or a stride")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
@@ -77,6 +77,7 @@ def build_parser() -> Parser:
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
     add("--deterministic", action="store_true", help="on a GPU the same weights each time")
+    parser.set_defaults(added={})  # to the recipe of the run that is resumed
     return parser
 
 
@@ -179,10 +180,11 @@ class Run:
             train_loss, train_accuracy = engine.train_one_epoch(
                 self.network, self.step, batches, self.scheduler, self.runtime, bar.update
             )
-        training_seconds = time.perf_counter() - started
-        few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
-        update_bn(Batches(few, self.runtime.evaluation_batch(len(few)), self.mean, self.std), self.network)
-        val_loss, val_accuracy = self.validate()
+            training_seconds = time.perf_counter() - started
+            bar.set_description("validating")
+            few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
+            update_bn(Batches(few, self.runtime.evaluation_batch(len(few)), self.mean, self.std), self.network)
+            val_loss, val_accuracy = self.validate()
         return {
             "epoch": epoch,
             "lr": lr,

@@ -120,7 +120,7 @@ def test_how_to_go_on_names_the_epochs_that_were_added(trained):
     wait_for_line(process, "epoch")  # the head of the table
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert err.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --compile off --plot 'my curve.png'")
+    assert err.splitlines()[-1].endswith("python train.py --resume --epochs 10000 --plot 'my curve.png'")
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once():

@@ -60,7 +60,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
     """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece, and read it."""
     archive, folder = (Path(data_dir, name) for name in (CIFAR10.filename, CIFAR10.base_folder))
     where = f"not intact in {data_dir}" if folder.exists() else f"not in {data_dir}"
-    failures = []
+    failures: dict[str, list[str]] = {}  # what went wrong, and at which servers
     for url in MIRRORS:
         server = urlsplit(url).netloc
         source = f"{archive} or {server}" if archive.exists() else f"{server} (170 MB)"
@@ -71,9 +71,10 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
-            failures.append(f"{server}: {getattr(error, 'reason', error)}")
+            failures.setdefault(str(getattr(error, "reason", error)), []).append(server)
+    reasons = "; ".join(f"{', '.join(servers)}: {reason}" for reason, servers in failures.items())
     raise UserError(
-        f"CIFAR-10 is {where} and cannot be downloaded ({', '.join(failures)}); fetch "
+        f"CIFAR-10 is {where} and cannot be downloaded ({reasons}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
         "or try train.py --data synthetic"
     )

@@ -98,6 +98,7 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 def check_archive(data: bytes) -> None:
     """Compare the check sums in the file, which `torch.load` does not; refuse what would be larger unpacked."""
+    require(zipfile.is_zipfile(io.BytesIO(data)), "it is damaged, cut short or something else")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is a compressed archive")

@@ -59,6 +59,8 @@ def run_program(main: Callable[[], int]) -> None:
             code = 2
         except KeyboardInterrupt as interrupt:
             code = interrupt_code(interrupt)
+            if sys.stderr.isatty():
+                warn("")  # the shell's prompt begins a line
         except SystemExit as end:  # of --help, or Ctrl-D at a question: what was printed is still to be flushed
             code = end.code or 0
         sys.stdout.flush()

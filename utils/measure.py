@@ -13,6 +13,7 @@ from multiprocessing import active_children, get_context, set_start_method
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from utils.errors import UserError
 
@@ -87,5 +88,7 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
 
 def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
     """The median of each row, measured A B C A B C ..."""
-    rounds = [{name: measure() for name, measure in rows.items()} for _ in range(turns)]
-    return {name: statistics.median(values[name] for values in rounds) for name in rows}
+    values: dict[str, list[float]] = {name: [] for name in rows}
+    for name, measure in tqdm(turns * list(rows.items()), leave=False, disable=None):
+        values[name].append(measure())
+    return {name: statistics.median(measured) for name, measured in values.items()}

@@ -40,12 +40,10 @@ def interrupted(options: argparse.Namespace, kept: int, processes: int = 1) -> s
     """After Ctrl-C or the like, with `kept` epochs on disk."""
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    # Options given in addition to --resume are in no checkpoint before the first epoch with them has ended.
-    more = f" --epochs {options.epochs}" if options.resume and options.schedule == "step" else ""
-    more += " --compile off" * (options.resume and options.compile == "off")
-    same = _as_given(options, *USUAL)
+    # What was added to the recipe is in no checkpoint before the first epoch with it has ended.
+    more = "".join(f" {word}" for word in arguments_of(options.added))
     program = "python train.py" if processes == 1 else "torchrun ... train.py"
-    go_on = f"{program} --resume{more}{same}"
+    go_on = f"{program} --resume{more}{_as_given(options, *USUAL)}"
     return f"\ninterrupted; {options.checkpoint_dir} keeps {in_epochs(kept)}. To go on: {go_on}"
 
 

@@ -42,11 +42,14 @@ def resume_point(
         uncompiled = name == "compile" and value == "off"  # where the compiler has begun to fail
         if value == "auto":  # decided when the run began
             setattr(options, name, before)
-        elif value != before and not longer and not uncompiled:
+        elif value != before and (longer or uncompiled):
+            options.added = options.added | {name: value}
+        elif value != before:
             given, was = (_option(name, each) for each in (value, before))
+            fixed = " (one cycle's end is fixed from its start)" * (name == "epochs" and value > before)
             raise UserError(
-                f"{given} differs from {path}, which has {was}; leave it out to resume, or start another run with "
-                "another --checkpoint-dir"
+                f"{given} differs from {path}, which has {was}{fixed}; leave it out to resume, or start another run "
+                "with another --checkpoint-dir"
             )
     return options, saved
 

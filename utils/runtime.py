@@ -20,8 +20,8 @@ from utils.errors import UserError, first_line
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-# As torch.cpu.get_capabilities names them: those of AVX-512 and of AMX (docs/speed.md), and ARM's, not measured.
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them: with these bf16 is faster (docs/speed.md).
+FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 # Images that at most go through the network at once when an epoch is over. On a CPU they fit into the memory that a
 # training step has left, and more are no faster; on a GPU they take fewer launches.
@@ -97,8 +97,12 @@ class Runtime:
         elif self.device.type == "cpu":
             threads = torch.get_num_threads()
             name += f", {threads} thread{'s' * (threads != 1)}"
-            if precision == "bf16" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
+            has = torch.cpu.get_capabilities().get
+            fast = any(map(has, FAST_BF16))
+            if precision == "bf16" and not fast and not has("bf16"):  # ARM's, which has not been measured
                 precision += " (slow: this processor only emulates it)"
+            if precision == "fp32" and fast:
+                precision += " (--precision bf16 is faster here)"
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
