@@ -97,11 +97,11 @@ def test_bf16_is_refused_where_torch_has_none():
 
 
 @pytest.mark.parametrize("has", [[], ["avx2"], ["avx512_bf16"], ["amx_bf16"], ["bf16"]])
-def test_the_header_says_where_bf16_is_emulated_and_where_it_is_faster(has, monkeypatch):
+def test_the_header_says_where_bf16_is_emulated_and_where_it_may_be_faster(has, monkeypatch):
     assert "avx512_bf16" in torch.cpu.get_capabilities() or platform.machine() != "x86_64"  # as torch spells it
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
     assert ("emulates" in CPU.describe("bf16")) == (has in ([], ["avx2"]))
-    assert ("bf16 is faster" in CPU.describe("fp32")) == (has in (["avx512_bf16"], ["amx_bf16"]))
+    assert ("bf16 may be faster" in CPU.describe("fp32")) == (has in (["avx512_bf16"], ["amx_bf16"]))
 
 
 def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown():

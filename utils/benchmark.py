@@ -227,7 +227,8 @@ def compare(shape: dict, options: argparse.Namespace, device: torch.device, work
 def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime) -> None:
     """Under torchrun: how fast one process goes through the images while the others wait, and all of them together."""
     project = ThisProject(shape, options.batch_size, options.steps, runtime.device, options.precision)
-    measure = functools.partial(in_turns, {"images/s": project.train}, options.turns)
+    hidden = None if runtime.is_first else True
+    measure = functools.partial(in_turns, {"images/s": project.train}, options.turns, hidden)
     alone = runtime.from_first(measure)["images/s"]
     project.divide_among(runtime)
     together = measure()["images/s"]

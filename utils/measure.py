@@ -86,9 +86,9 @@ def process_for(subject: Callable, *arguments) -> Iterator[Callable[..., float]]
         pool.shutdown(wait=False)  # its end takes seconds, in which the next thing can start
 
 
-def in_turns(rows: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """The median of each row, measured A B C A B C ..."""
+def in_turns(rows: dict[str, Callable[[], float]], turns: int, hidden: bool | None = None) -> dict[str, float]:
+    """The median of each row, measured A B C A B C ...; `hidden`: tqdm's `disable`, None: a bar at a terminal."""
     values: dict[str, list[float]] = {name: [] for name in rows}
-    for name, measure in tqdm(turns * list(rows.items()), leave=False, disable=None):
+    for name, measure in tqdm(turns * list(rows.items()), leave=False, disable=hidden):
         values[name].append(measure())
     return {name: statistics.median(measured) for name, measured in values.items()}

@@ -132,9 +132,8 @@ class LossCurve:
     """The curve of a run in the PNG at `path`; `config` as in its checkpoints, `parameters`: how many are trainable."""
 
     def __init__(self, path: Path, config: dict, parameters: int):
-        self.path = (
-            Path(os.path.realpath(path)) if path.is_symlink() else path
-        )  # a link stays one, if it leads anywhere
+        # A link stays one, if it leads anywhere.
+        self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
         self.config, self.parameters = config, parameters
         self.quiet_until = 0.0
 

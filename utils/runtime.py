@@ -20,7 +20,8 @@ from utils.errors import UserError, first_line
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them: with these bf16 is faster (docs/speed.md).
+# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them: with these bf16 was faster on two processors of
+# three (docs/speed.md).
 FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 # Images that at most go through the network at once when an epoch is over. On a CPU they fit into the memory that a
@@ -102,7 +103,7 @@ class Runtime:
             if precision == "bf16" and not fast and not has("bf16"):  # ARM's, which has not been measured
                 precision += " (slow: this processor only emulates it)"
             if precision == "fp32" and fast:
-                precision += " (--precision bf16 is faster here)"
+                precision += " (--precision bf16 may be faster)"
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
 
