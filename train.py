@@ -125,8 +125,7 @@ class Run:
         self._prepare_training(network, teacher)
         if saved:
             self._restore(path, saved)
-        # Now that all of it is decided:
-        self.config = contents.config_of(options, self.mean, self.std, self.teacher_fingerprint)
+        self.config = contents.config_of(options, self.mean, self.std, self.teacher_fingerprint)  # decided by now
 
     def _load_data(self) -> None:
         training, validation = dataset.load_training(self.options.data, self.options.data_dir)
@@ -251,8 +250,7 @@ def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(run.history)
         if first and not isinstance(stop, UserError):  # said on stderr: Ctrl-C ends a reader of stdout (`tee`), too
-            # The interrupt may have come between an epoch's file and its row in the history.
-            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))
+            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))  # the history may not have the last one yet
             warn(messages.interrupted(options, kept, run.runtime.world_size))
         if not isinstance(stop, KeyboardInterrupt):
             raise

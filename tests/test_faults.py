@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from conftest import TINY, run, start, start_warm, wait_for_line
 from test_resume import assert_same_run
 from utils import checkpoint, messages
 from utils.errors import UserError
-from utils.files import write_file
 
 KILLS = int(os.environ.get("KILLS", "8"))
 EPOCHS = 2 * KILLS
@@ -130,23 +128,6 @@ def test_a_second_ctrl_c_ends_the_run_at_once():
         process.send_signal(signal.SIGINT)
     assert process.returncode == -signal.SIGINT  # which ends the drawing of the curve, too
     assert "Traceback" not in process.stderr.read()
-
-
-def write_often(path, content):
-    for _ in range(100):
-        write_file(path, content, "no advice")
-
-
-def test_two_programs_may_write_the_same_file(tmp_path):
-    path, contents = tmp_path / "curve.png", (b"one" * 50_000, b"other" * 40_000)
-    write_often(path, contents[0])
-    processes = [get_context("fork").Process(target=write_often, args=(path, content)) for content in contents]
-    for process in processes:
-        process.start()
-    while any(process.is_alive() for process in processes):
-        assert path.read_bytes() in contents
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert os.listdir(tmp_path) == ["curve.png"]
 
 
 def full_disk():

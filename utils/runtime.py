@@ -20,9 +20,9 @@ from utils.errors import UserError, first_line
 # mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them: with these bf16 was faster on two processors of
-# three (docs/speed.md).
-FAST_BF16 = ("avx512_bf16", "amx_bf16")
+# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them. With AMX, and with AVX-512's on an AMD, bf16 was
+# faster than fp32; with AVX-512's alone on an Intel it was not (docs/speed.md).
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 # Images that at most go through the network at once when an epoch is over. On a CPU they fit into the memory that a
 # training step has left, and more are no faster; on a GPU they take fewer launches.
@@ -99,10 +99,10 @@ class Runtime:
             threads = torch.get_num_threads()
             name += f", {threads} thread{'s' * (threads != 1)}"
             has = torch.cpu.get_capabilities().get
-            fast = any(map(has, FAST_BF16))
-            if precision == "bf16" and not fast and not has("bf16"):  # ARM's, which has not been measured
+            has_bf16 = any(map(has, BF16_INSTRUCTIONS))
+            if precision == "bf16" and not has_bf16 and not has("bf16"):  # ARM's, which have not been measured
                 precision += " (slow: this processor only emulates it)"
-            if precision == "fp32" and fast:
+            if precision == "fp32" and has_bf16:
                 precision += " (--precision bf16 may be faster)"
         name = name if self.world_size == 1 else f"{self.world_size} processes, the first on {name}"
         return f"{name}, {precision}"
