@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from utils import cifar10
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAINING_IMAGES = {"cifar10": 45_000, "synthetic": 4_500}
 VALIDATION_FRACTION = 0.1  # the last tenth of the training set
+IMAGE_SIDE = 32  # pixels
 IMAGES_AHEAD = 8_192  # augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
 PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
 
@@ -34,18 +36,14 @@ class Split:
 
 
 def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
-    """The training and the validation split of `data`, "cifar10" (45,000 / 5,000) or "synthetic" (4,500 / 500).
-
-    Raises:
-        UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
-    """
+    """The training and the validation split of `data`, "cifar10" (45,000 / 5,000) or "synthetic" (4,500 / 500)."""
     split = _draw_synthetic(5_000, seed=1) if data == "synthetic" else Split(*cifar10.read(data_dir, train=True))
     first_of_validation = len(split) - int(VALIDATION_FRACTION * len(split))
     return split[:first_of_validation], split[first_of_validation:]
 
 
 def load_test(data: str, data_dir: Path) -> Split:
-    """The test split of `data`, "cifar10" (10,000 images) or "synthetic" (1,000). Raises as `load_training` does."""
+    """The test split of `data`, "cifar10" (10,000 images) or "synthetic" (1,000)."""
     return _draw_synthetic(1_000, seed=2) if data == "synthetic" else Split(*cifar10.read(data_dir, train=False))
 
 
@@ -69,13 +67,13 @@ class Batches:
         split: where to take them from; batches are made on its device.
         batch_size: images per batch; the last batch has what remains.
         mean, std: of each channel, on a scale from 0 to 1.
-        generator: a CPU generator that draws order, crops, flips and squares, the same on every device; None: every
-            image once, in order and as it is.
-        share: which part of a batch of a given size is this process's; by default all of it.
-        cutout: side of the square that `cut_out` blanks where there is a generator; 0: none.
+        generator: a CPU generator that draws order and augmentation, the same on every device; None: every image once,
+            in order and as it is.
+        shard: which part of a batch of a given size is this process's; by default all of it.
+        cutout: as in `augment`.
 
     Attributes:
-        sizes: images of each whole batch, all shares together.
+        sizes: images of each whole batch, all shards together.
         ahead: how many batches are made at once.
     """
 
@@ -86,10 +84,10 @@ class Batches:
         mean: list[float],
         std: list[float],
         generator: torch.Generator | None = None,
-        share: Callable[[int], slice] = lambda size: slice(0, size),
+        shard: Callable[[int], slice] = lambda size: slice(0, size),
         cutout: int = 0,
     ):
-        self.split, self.generator, self.share, self.cutout = split, generator, share, cutout
+        self.split, self.generator, self.shard, self.cutout = split, generator, shard, cutout
         self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
         device = split.images.device
         self.ahead = 1 if device.type == "cpu" else max(1, IMAGES_AHEAD // batch_size)
@@ -106,7 +104,7 @@ class Batches:
         """Where this process's part of each batch lies in the epoch's order."""
         start = 0
         for size in self.sizes:
-            part = self.share(size)
+            part = self.shard(size)
             yield slice(start + part.start, start + part.stop)
             start += size
 
@@ -115,26 +113,45 @@ class Batches:
             yield self._normalise(self.split.images[part]), self.split.labels[part]
 
     def _augmented(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        count, device = len(self.split), self.split.images.device
         # Every process draws for all images and keeps its own part: so the draws are the same for any number of them.
-        order = torch.randperm(count, generator=generator)
-        corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
-        flips = torch.rand(count, generator=generator) < 0.5
-        centres = torch.randint(0, self.split.images.shape[-1], (2, count), generator=generator)
+        order = torch.randperm(len(self.split), generator=generator)
+        draws = draw_augmentation(len(self.split), generator)
         parts = list(self._parts())
-        mine = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        own = torch.cat([torch.arange(part.start, part.stop) for part in parts])
         sizes = [part.stop - part.start for part in parts]
         groups = [sizes[first : first + self.ahead] for first in range(0, len(sizes), self.ahead)]
         counts = [sum(group) for group in groups]
-        draws = (draw[..., mine].to(device).split(counts, dim=-1) for draw in (order, corners, flips, centres))
-        for group, index, corner, flip, centre in zip(groups, *draws):
-            images = crop_and_flip(self._normalise(self.split.images[index]), corner, flip)
-            if self.cutout:
-                images = cut_out(images, centre, self.cutout)
+        device = self.split.images.device
+        by_group = (draw[..., own].to(device).split(counts, dim=-1) for draw in (order, *draws))
+        for group, index, *drawn in zip(groups, *by_group):
+            images = augment(self._normalise(self.split.images[index]), *drawn, cutout=self.cutout)
             yield from zip(images.split(group), self.split.labels[index].split(group))
 
     def _normalise(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)
+
+
+def draw_augmentation(count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """What `augment` needs for `count` images, drawn on the CPU: corners (2, N), flips (N,), centres (2, N).
+
+    All of it is drawn whether it is used or not, and what is new is drawn last: so older runs resume as they were.
+    """
+    corners = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    centres = torch.randint(0, IMAGE_SIDE, (2, count), generator=generator)
+    return corners, flips, centres
+
+
+def augment(images: Tensor, corners: Tensor, flips: Tensor, centres: Tensor, cutout: int = 0) -> Tensor:
+    """Change training images, float (B, 3, H, W) normalised, at random, as `draw_augmentation` has drawn.
+
+    Args:
+        cutout: side of the square that is cut out around each image's centre; 0: none.
+    """
+    images = crop_and_flip(images, corners, flips)
+    if cutout:
+        images = cut_out(images, centres, cutout)
+    return images
 
 
 def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:

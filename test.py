@@ -22,12 +22,12 @@ import dataset
 from dataset import CLASSES, Batches, Split
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
-from utils.contents import WEIGHTS_KEYS
+from utils.accelerate import memory_format
 from utils.errors import UserError, run_program
-from utils.files import make_folder
+from utils.files import epoch_path, make_folder, saved_epochs
 from utils.image import read_image
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, integer, location
-from utils.runtime import Runtime, choose_device, torch_trouble
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, file_path, integer
+from utils.runtime import Runtime, choose_device, torch_errors_in_one_line
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
 PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default", "best")}
@@ -41,12 +41,12 @@ def build_parser() -> Parser:
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
     parser.add_argument_group("how").add_argument("--views", type=int, choices=(1, 2, 6), default=1, help=VIEWS_HELP)
-    what = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group()
-    what.add_argument("--report", type=location, help="folder for two pictures and a table (written over)")
-    what.add_argument("--image", type=location, nargs="+", help="pictures to classify, in place of the test images")
+    add = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group().add_argument
+    add("--report", type=file_path, help="folder for two pictures and a table (written over)")
+    add("--image", type=file_path, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
-    add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the run")
-    add("--data-dir", type=location, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--data-dir", type=file_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=integer(1), default=500, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
@@ -55,20 +55,16 @@ def build_parser() -> Parser:
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """The 95% interval of a proportion, by E. B. Wilson (J. Am. Stat. Assoc. 22, 209-212, 1927)."""
-    share, spread = correct / count, Z_95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    fraction, spread = correct / count, Z_95**2 / count
+    centre = (fraction + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(fraction * (1 - fraction) / count + spread / (4 * count))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def ask_for_epoch(folder: Path, epochs: list[int]) -> int:
-    """Show the `epochs` in `folder` and ask for one; Ctrl-D, the end of the input, ends the program.
-
-    Raises:
-        UserError: if the newest epoch is not usable, or there is no terminal to ask at.
-    """
-    newest = checkpoint.load(checkpoint.path_of(folder, epochs[-1]))
-    rows = [row for row in newest["history"] if row["epoch"] in epochs]
+    """Show the `epochs` in `folder` and ask for one; Ctrl-D, the end of the input, ends the program."""
+    newest = checkpoint.load(epoch_path(folder, epochs[-1]))
+    rows = [row for row in newest.history if row["epoch"] in epochs]
     best = history.best_row(rows)
     print(history.HEADER)
     for row in rows:
@@ -98,15 +94,12 @@ def listed(epochs: list[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def kind_of_images(data: str) -> str:
-    return "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
-
-
-def print_verdict(what: str, data: str, logits: Tensor, labels: Tensor) -> None:
+def print_verdict(title: str, logits: Tensor, labels: Tensor) -> None:
+    """Accuracy with its interval, loss, and the accuracy of each class; logits (N, classes), labels (N,)."""
     loss, accuracy = engine.loss_and_accuracy(logits, labels, Runtime(logits.device))
     right = logits.argmax(dim=1) == labels
     low, high = wilson_interval(int(right.sum()), len(labels))
-    print(f"{what} on {len(labels):,} {kind_of_images(data)}")
+    print(title)
     print(f"accuracy  {accuracy:.2%}  (95% interval {low:.2%} to {high:.2%})")
     print(f"loss      {loss:.4f}")
     for index, name in enumerate(CLASSES):
@@ -122,15 +115,16 @@ def print_guesses(paths: list[Path], logits: Tensor) -> None:
         print(f"{path!s:<{width}}  " + "   ".join(f"{CLASSES[index]:<10}{share:7.1%}" for share, index in top))
 
 
-def give_verdict(options: argparse.Namespace, what: str, predict: Predict, data: str) -> None:
-    """The verdict on the test images, and the report if one is asked for."""
+def give_verdict(options: argparse.Namespace, tested: str, predict: Predict, data: str) -> None:
+    """The verdict on the test images, and the report if one is asked for; `tested` names the network."""
     if options.report:
         make_folder(options.report, report.ADVICE)
     split = dataset.load_test(data, options.data_dir)
     logits, labels = predict(split)
-    print_verdict(what, data, logits, labels)
+    kind = "test images" if data == "cifar10" else "synthetic test images, which are not CIFAR-10"
+    title = f"{tested} on {len(labels):,} {kind}"
+    print_verdict(title, logits, labels)
     if options.report:
-        title = f"{what} on {len(labels):,} {kind_of_images(data)}"
         paths = report.write_report(options.report, title, CLASSES, split.images, logits, labels)
         print("report    " + ", ".join(map(str, paths)))
 
@@ -146,14 +140,12 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
     print_guesses(options.image, logits)
 
 
-def choose_checkpoint(options: argparse.Namespace) -> Path:
-    """The file of the epoch that is to be tested.
-
-    Raises:
-        UserError: if there is no such epoch, or none at all.
-    """
+def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
+    """The epoch that is to be tested, or the weights that came with the repository."""
+    if options.pretrained:
+        return checkpoint.load(PRETRAINED[options.pretrained], "get it again from the repository", weights_only=True)
     folder = options.checkpoint_dir
-    epochs = checkpoint.saved_epochs(folder)
+    epochs = saved_epochs(folder)
     if not epochs:
         raise UserError(
             f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained best"
@@ -161,35 +153,29 @@ def choose_checkpoint(options: argparse.Namespace) -> Path:
     epoch = options.epoch or ask_for_epoch(folder, epochs)
     if epoch not in epochs:
         raise UserError(f"there is no epoch {epoch} in {folder}; choose from {listed(epochs)}")
-    return checkpoint.path_of(folder, epoch)
+    return checkpoint.load(epoch_path(folder, epoch))
 
 
-@torch_trouble()
+@torch_errors_in_one_line()
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     device = choose_device(options.device)
-    if options.pretrained:
-        path = PRETRAINED[options.pretrained]
-        saved, what = checkpoint.load(path, WEIGHTS_KEYS, "get it again from the repository"), f"models/{path.name}"
-    else:
-        path = choose_checkpoint(options)
-        saved = checkpoint.load(path)
-        what = f"epoch {saved['epoch']}"
-    what += f", by {options.views} views of each image," * (options.views > 1)
-    network = checkpoint.rebuild_network(path, saved, ResidualCNN)
-    network.to(device, memory_format=Runtime(device).memory_format)
-    config = saved["config"]
+    saved = choose_checkpoint(options)
+    network = saved.build_network(ResidualCNN).to(device, memory_format=memory_format(device))
 
     def predict(split: Split) -> tuple[Tensor, Tensor]:
-        batches = Batches(split.to(device), options.batch_size, config["mean"], config["std"])
+        batches = Batches(split.to(device), options.batch_size, saved.config.mean, saved.config.std)
         bar = tqdm(batches, leave=False, disable=None)  # None: shown where stderr is a terminal
         return engine.predict(network, bar, options.views)
 
-    data = config["options"]["data"]
+    data = saved.config.options["data"]
     if options.image:
         classify(options, predict, data)
     else:
-        give_verdict(options, what, predict, data)
+        tested = f"models/{saved.path.name}" if options.pretrained else f"epoch {saved.epoch}"
+        if options.views > 1:
+            tested += f", by {options.views} views of each image,"
+        give_verdict(options, tested, predict, data)
     return 0
 
 

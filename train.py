@@ -5,295 +5,286 @@ python train.py --resume                                                        
 python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle   a tour without CIFAR-10
 """
 
-import argparse
 import contextlib
+import inspect
 import math
-import statistics
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-import dataset
-from dataset import Batches, Split
+from dataset import TRAINING_IMAGES, Batches, Split, channel_statistics, load_training
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, compiler, contents, cuda_graph, distillation, engine, history, messages, plot
+from utils import checkpoint, engine, files, history
+from utils.accelerate import accelerate, compiler_works, describe_precision, keep_freed_memory, memory_format
+from utils.checkpoint import Checkpoint, Config
+from utils.engine import TrainingStep, derived_seed
 from utils.errors import UserError, interrupt_code, run_program, warn
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, check_together, integer, location, png, real
-from utils.resume import finish, resume_point
-from utils.runtime import Runtime, derived_seed, keep_freed_memory, start
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Options, Parser, decide, file_path, integer, number, png_path
+from utils.plot import LossCurve, curve_path
+from utils.runtime import Runtime, start
 
-SCHEDULE_HELP = "course of the learning rate; step: it drops; one-cycle: straight up to --lr, then down to nothing"
-TEACHER_HELP = "checkpoint of a larger network, whose answers are learned, too (distillation); with --resume again"
-PRECISION_HELP = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
+TEACHER_ADVICE = "--teacher takes an epoch_NN.pth, or a file of weights as in models/"
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__)
-    add = parser.add_argument_group("recipe").add_argument
+    # The recipe: a checkpoint keeps these options. The default of each is also what it stands for in a checkpoint that
+    # is older than the option, so a new option begins with the default that changes nothing.
+    recipe = Parser(None)
+    add = recipe.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images per step, of all processes together")
-    add("--lr", type=real(0, 10**6, open_low=True), default=0.1, help="learning rate of SGD: the schedule's highest")
-    add("--momentum", type=real(0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", type=real(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
+    add("--lr", type=number(0, 10**6, open_low=True), default=0.1, help="learning rate of SGD: the schedule's highest")
+    add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD")
+    add("--weight-decay", type=number(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
-    add("--schedule", choices=("step", "one-cycle"), default="step", help=SCHEDULE_HELP)
+    course = "course of the learning rate; step: it drops; one-cycle: straight up to --lr, then down to nothing"
+    add("--schedule", choices=("step", "one-cycle"), default="step", help=course)
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
-    add("--gamma", type=real(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
-    add("--label-smoothing", type=real(0, 0.99), default=0.0, help="share of a label spread over all classes")
+    add("--gamma", type=number(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
+    add("--label-smoothing", type=number(0, 0.99), default=0.0, help="part of a label spread over all classes")
     add("--cutout", type=integer(0, 32), default=0, help="side in pixels of a square blanked in each image; 0: none")
-    add("--teacher", type=location, help=TEACHER_HELP)
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
-
-    add = parser.add_argument_group("network").add_argument
+    add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
+    add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
+    precision = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
+    add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
+    add = recipe.add_argument_group("network, the arguments of ResidualCNN").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks, stage by stage")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="DropBlock's probability, last stage; others: half")
+    dropout = "DropBlock's probability in the last stage; in the others half"
+    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help=dropout)
     add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages, or a stride")
-    add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
 
-    add = parser.add_argument_group("data").add_argument
-    add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
-    add("--data-dir", type=location, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
-    add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
-
-    files = parser.add_argument_group("files")
-    add = files.add_argument
-    add("--checkpoint-dir", type=location, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--plot", type=png, help="the curve, a PNG (default: loss_curve.png, in --checkpoint-dir if that is another)")
-    add = files.add_mutually_exclusive_group().add_argument
+    # Where and on what: a resumed run needs these again.
+    parser = Parser(__doc__, recipe=recipe)
+    group = parser.add_argument_group("files")
+    add = group.add_argument
+    add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
+    add("--data-dir", type=file_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--plot", type=png_path, help="the curve (default: loss_curve.png, in --checkpoint-dir if that is another)")
+    add("--teacher", type=file_path, help="checkpoint of a larger network, whose logits are learned too (distillation)")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on after the newest epoch in the folder")
     add("--overwrite", action="store_true", help="remove the run that is in the folder, and start anew")
-
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--sync-bn", action="store_true", help="under torchrun on GPUs, batch norm over all processes' images")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION_HELP)
     add("--deterministic", action="store_true", help="on a GPU the same weights each time")
-    parser.set_defaults(added={})  # to the recipe of the run that is resumed
     return parser
 
 
-def build_network(options: argparse.Namespace) -> ResidualCNN:
-    """The network of the options, initialised from the seed.
+def main(argv: list[str] | None = None) -> int:
+    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    given = parser.parse_args(argv)
+    folder = given.checkpoint_dir
+    with start(given.device, given.deterministic) as runtime, files.locked(folder, runtime.is_main):
+        # 1. Where to start: from scratch, or after the newest epoch.
+        saved = runtime.broadcast_from_main(lambda: checkpoint.starting_point(folder, given.resume, given.overwrite))
+        options = decide(parser, argv, saved, runtime, TRAINING_IMAGES)
+        if saved is None:
+            check_network(options)
+        rows = list(saved.history) if saved else []
 
-    Raises:
-        UserError: if there is no network of this shape, or it is over the budget of parameters.
-    """
-    arguments = contents.network_arguments(options)
-    with torch.device("meta"):  # counts without taking the memory
-        parameters = count_parameters(ResidualCNN(**arguments))
+        # 2. Data: uint8 images on the device, and what normalises them, from the training images alone.
+        training, validation = load_training(options.data, options.data_dir)
+        training, validation = (split[: options.subset].to(runtime.device) for split in (training, validation))
+        mean, std = channel_statistics(training.images)
+        if saved:
+            saved.check_images(mean, std, "name their folder with --data-dir")
+            mean, std = saved.config.mean, saved.config.std  # devices differ in the last digits
+        keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
+
+        # 3. Network, SGD, schedule; the training step, whose loss is the cross-entropy, and what makes it faster.
+        network = build_network(options, saved, runtime)
+        teacher, fingerprint = load_teacher(options, saved, mean, std, runtime)
+        decay, nesterov = options.weight_decay, options.nesterov
+        optimizer = SGD(network.parameters(), options.lr, options.momentum, weight_decay=decay, nesterov=nesterov)
+        steps_per_epoch = math.ceil(len(training) / options.batch_size)
+        scheduler = engine.build_scheduler(optimizer, options, steps_per_epoch)
+        if saved:
+            engine.skip_epochs(scheduler, saved.epoch, steps_per_epoch)
+            saved.restore_training(optimizer, scheduler, steps_per_epoch)
+        step = TrainingStep(runtime.parallel(network), optimizer, runtime, options.label_smoothing, teacher)
+        compiled = options.compile == "on" and compiler_works(runtime)
+        step = accelerate(step, runtime, options.precision, options.batch_size, compiled)
+
+        # 4. Epochs: train, validate, save, show, draw.
+        config = build_config(parser, options, mean, std, fingerprint)
+        curve = LossCurve(curve_path(options.plot, folder), config, count_parameters(network))
+        if runtime.is_main:
+            curve.prepare()
+            files.prepare_run(folder, options.overwrite)
+            precision = describe_precision(options.precision, runtime.device)
+            machine = f"{runtime.describe()}, {precision}{', torch.compile' if compiled else ''}"
+            history.print_header(options, config.changed, curve.parameters, len(training), len(validation), machine)
+            if saved:
+                history.write_csv(folder, rows)
+                more = "" if saved.epoch < options.epochs else ", the last one; for more, give --epochs"
+                print(f"resumed  after epoch {saved.epoch}{more}")
+            elif options.resume:
+                print(f"note: no epoch in {folder} yet, starting with the options given")
+        with curve_and_way_on(argv, folder, curve, rows, runtime):
+            runtime.print(history.HEADER + "     left")
+            for epoch in range(len(rows) + 1, options.epochs + 1):
+                started, lr = time.perf_counter(), scheduler.get_last_lr()[0]
+                # What is random follows from (seed, epoch), so that a resumed run draws what the first would have.
+                torch.manual_seed(derived_seed(options.seed, epoch, runtime.rank + 1))  # dropout, process by process
+                generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order and augmentation
+                batches = Batches(training, options.batch_size, mean, std, generator, runtime.shard, options.cutout)
+                with progress_bar(f"epoch {epoch}/{options.epochs}", len(batches), runtime) as bar:
+                    train_loss, train_accuracy = engine.train_one_epoch(
+                        network, step, batches, scheduler, runtime, bar.update
+                    )
+                    training_seconds = time.perf_counter() - started
+                    bar.set_description("validating")
+                    val_loss, val_accuracy = validate(network, training, validation, mean, std, runtime)
+                row = {
+                    "epoch": epoch,
+                    "lr": lr,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "seconds": time.perf_counter() - started,
+                    "images_per_second": len(training) / training_seconds,
+                }
+                engine.check_finite(row, network, optimizer)
+                if runtime.is_main:
+                    checkpoint.save(folder, network, optimizer, scheduler, [*rows, row], config)
+                rows.append(row)
+                if runtime.is_main:
+                    history.print_newest(rows, options.epochs)
+                    if epoch < options.epochs:  # the whole run is drawn at its end
+                        curve.draw_if_due(rows)
+        runtime.print(next_commands(parser, options, rows, curve.path))
+    return 0
+
+
+def network_arguments(options: Options) -> dict:
+    """The options that are arguments of ResidualCNN."""
+    return {name: getattr(options, name) for name in inspect.signature(ResidualCNN).parameters}
+
+
+def build_config(parser: Parser, options: Options, mean: list[float], std: list[float], teacher: str | None) -> Config:
+    """What a checkpoint keeps of the run besides weights and history."""
+    network = network_arguments(options)
+    recipe = {name: getattr(options, name) for name in parser.recipe_names if name not in network}
+    return Config(recipe, network, mean, std, teacher, parser.changed(options, parser.recipe_names))
+
+
+def check_network(options: Options) -> None:
+    """Raise `UserError` if there is no network of this description, or it is over the budget of parameters."""
+    arguments = network_arguments(options)
+    try:
+        with torch.device("meta"):  # counts without taking the memory
+            parameters = count_parameters(ResidualCNN(**arguments))
+    except ValueError as error:
+        names = ", ".join(f"--{name}" for name in arguments)
+        raise UserError(f"{names}: there is no such network: {error}") from error
     if parameters > options.max_parameters:
         raise UserError(
             f"the network has {parameters:,} trainable parameters, more than {options.max_parameters:,}; choose "
             "smaller --widths or --blocks, or raise --max-parameters"
         )
+
+
+def build_network(options: Options, saved: Checkpoint | None, runtime: Runtime) -> ResidualCNN:
+    """The network of the options, on the device: initialised from the seed, or with the weights that were saved."""
     torch.manual_seed(options.seed)
-    return ResidualCNN(**arguments)
+    network = saved.build_network(ResidualCNN) if saved else ResidualCNN(**network_arguments(options))
+    if options.sync_bn:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network.to(runtime.device, memory_format=memory_format(runtime.device))
 
 
-class Run:
-    """One run of training: its data, network, optimiser and history.
-
-    Raises:
-        UserError: if the data cannot be had, or `saved`, the checkpoint to go on from, is not usable with it.
-    """
-
-    def __init__(self, options: argparse.Namespace, runtime: Runtime, network: ResidualCNN, saved: dict | None = None):
-        self.options, self.runtime = options, runtime
-        self._load_data()
-        keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
-        if options.compile == "auto":  # decided once: a resumed run has it from its checkpoint
-            options.compile = "on" if compiler.pays(options.epochs * len(self.training), runtime.device) else "off"
-        options.precision = runtime.choose_precision(options.precision)  # likewise
-        self.compiled = options.compile == "on" and compiler.works(runtime)
-        self.history = []
-        if saved:
-            path = checkpoint.path_of(options.checkpoint_dir, saved["epoch"])
-            network = checkpoint.rebuild_network(path, saved, ResidualCNN)
-            checkpoint.check_images(path, saved, self.mean, self.std, "name their folder with --data-dir")
-        teacher, self.teacher_fingerprint = distillation.load_teacher(
-            options.teacher, ResidualCNN, runtime, self.mean, self.std
+def load_teacher(
+    options: Options, saved: Checkpoint | None, mean: list[float], std: list[float], runtime: Runtime
+) -> tuple[ResidualCNN, str] | tuple[None, None]:
+    """The network in --teacher, for its logits alone, and the fingerprint of its weights; None and None without one."""
+    teacher, fingerprint = None, None
+    if options.teacher:
+        loaded = runtime.broadcast_from_main(
+            lambda: checkpoint.load(options.teacher, TEACHER_ADVICE, weights_only=True)
         )
-        self._prepare_training(network, teacher)
-        if saved:
-            self._restore(path, saved)
-        self.config = contents.config_of(options, self.mean, self.std, self.teacher_fingerprint)  # decided by now
-
-    def _load_data(self) -> None:
-        training, validation = dataset.load_training(self.options.data, self.options.data_dir)
-        training, validation = training[: self.options.subset], validation[: self.options.subset]  # None: all of it
-        self.mean, self.std = dataset.channel_statistics(training.images)
-        self.training, self.validation = training.to(self.runtime.device), validation.to(self.runtime.device)
-        self.steps_per_epoch = math.ceil(len(training) / self.options.batch_size)
-
-    def _prepare_training(self, network: ResidualCNN, teacher: ResidualCNN | None) -> None:
-        options, runtime = self.options, self.runtime
-        if options.sync_bn:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = network.to(runtime.device, memory_format=runtime.memory_format)
-        forward = self._fast(runtime.parallel(self.network))
-        teacher = teacher and self._fast(teacher)
-        parameters = self.network.parameters()
-        self.optimizer = SGD(
-            parameters, options.lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
-        )
-        self.step = cuda_graph.step_class(runtime)(forward, self.optimizer, runtime, options.label_smoothing, teacher)
-        self.scheduler = engine.build_scheduler(self.optimizer, options, self.steps_per_epoch)
-
-    def _fast(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The forward pass of training steps, compiled and in the precision of the options, if they ask for it."""
-        if self.compiled:
-            share = self.runtime.share(self.options.batch_size)
-            forward = compiler.compiled(forward, share.stop - share.start)
-        return self.runtime.in_precision(self.options.precision, forward)
-
-    def _restore(self, path: Path, saved: dict) -> None:
-        self.mean, self.std, fingerprint = (saved["config"][name] for name in ("mean", "std", "teacher"))
-        if fingerprint != self.teacher_fingerprint:
-            which = f"another teacher than {self.options.teacher}" if self.options.teacher else "a teacher"
-            raise UserError(f"{path} was trained with {which}; give that one with --teacher")
-        checkpoint.restore_training(path, saved, self.optimizer, self.scheduler, saved["epoch"] * self.steps_per_epoch)
-        self.history = saved["history"]
-
-    def train_epoch(self) -> dict:
-        """Train for the next epoch, compute batch norm's statistics anew and validate; returns its row of the history.
-
-        What is random in an epoch follows from (seed, epoch), so that a resumed run draws what the first would have.
-        """
-        options, epoch = self.options, len(self.history) + 1
-        started = time.perf_counter()
-        torch.manual_seed(derived_seed(options.seed, epoch, self.runtime.rank + 1))  # dropout, process by process
-        generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order, crops, flips and squares
-        batches = self.batches(self.training, options.batch_size, generator)
-        lr = self.scheduler.get_last_lr()[0]
-        hidden = None if self.runtime.is_first else True  # None: shown where stderr is a terminal
-        with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=hidden) as bar:
-            train_loss, train_accuracy = engine.train_one_epoch(
-                self.network, self.step, batches, self.scheduler, self.runtime, bar.update
-            )
-            training_seconds = time.perf_counter() - started
-            bar.set_description("validating")
-            few = self.training[: engine.STATISTICS_IMAGES]  # in every process all of them
-            update_bn(Batches(few, self.runtime.evaluation_batch(len(few)), self.mean, self.std), self.network)
-            val_loss, val_accuracy = self.validate()
-        return {
-            "epoch": epoch,
-            "lr": lr,
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "seconds": time.perf_counter() - started,
-            "images_per_second": len(self.training) / training_seconds,
-        }
-
-    def validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation split."""
-        self.runtime.broadcast_buffers(self.network)
-        batches = self.batches(self.validation, self.runtime.evaluation_batch(len(self.validation)))
-        return engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
-
-    def batches(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> Batches:
-        """This process's shares of the batches of `split`."""
-        return Batches(split, batch_size, self.mean, self.std, generator, self.runtime.share, self.options.cutout)
-
-    def keep(self, row: dict) -> None:
-        """Write the checkpoint of the epoch just trained, and enter its row into the history."""
-        if self.runtime.is_first:
-            rows = [*self.history, row]
-            saved = contents.checkpoint_of(self.network, self.optimizer, self.scheduler, rows, self.config)
-            checkpoint.save(self.options.checkpoint_dir, saved)
-        self.history.append(row)
+        loaded.check_images(mean, std, "teacher and pupil need the same --data and --subset")
+        teacher = loaded.build_network(ResidualCNN, TEACHER_ADVICE).eval().requires_grad_(False)
+        teacher = teacher.to(runtime.device, memory_format=memory_format(runtime.device))
+        fingerprint = loaded.fingerprint
+    if saved:
+        saved.check_teacher(options.teacher, fingerprint)
+    return teacher, fingerprint
 
 
-def fit(run: Run, curve: plot.LossCurve) -> None:
-    """Train to the last epoch, keeping a checkpoint of each.
+def validate(
+    network: ResidualCNN, training: Split, validation: Split, mean: list[float], std: list[float], runtime: Runtime
+) -> tuple[float, float]:
+    """Loss and accuracy on the validation split, after batch norm's statistics were computed anew.
 
-    Raises:
-        UserError: if training diverges, or a checkpoint or the curve cannot be written.
+    They are of training images as they are, without augmentation, in every process of the same ones.
     """
-    epochs = run.options.epochs
-    run.runtime.say(history.HEADER + "     left")
-    while len(run.history) < epochs:
-        row = run.train_epoch()
-        if not engine.is_finite(row["train_loss"] + row["val_loss"], run.network, run.optimizer):
-            raise UserError(
-                f"loss or weights of epoch {row['epoch']} are not finite: training has diverged; try a smaller --lr "
-                f"than {run.options.lr:g}"
-            )
-        run.keep(row)
-        if run.runtime.is_first:
-            # The median: an epoch in which the compiler started, or the machine slept, says little about the next.
-            left = (epochs - row["epoch"]) * statistics.median_low(past["seconds"] for past in run.history[-10:])
-            run.runtime.say(f"{history.line(row, row is history.best_row(run.history))}{history.duration(left):>9}")
-            if row["epoch"] < epochs:  # the whole run is drawn at its end
-                curve.draw_if_due(run.history)
+    few = training[: engine.STATISTICS_IMAGES]
+    update_bn(Batches(few, engine.evaluation_batch(len(few), runtime.device), mean, std), network)
+    runtime.broadcast_buffers(network)
+    size = engine.evaluation_batch(len(validation), runtime.device)
+    return engine.evaluate(network, Batches(validation, size, mean, std, shard=runtime.shard), runtime)
 
 
-def fit_and_draw(run: Run, curve: plot.LossCurve) -> int:
-    """Train to the last epoch or an interruption, and draw the curve of what there is; returns the exit code."""
-    options, first = run.options, run.runtime.is_first
+def progress_bar(text: str, steps: int, runtime: Runtime) -> tqdm:
+    """A bar of the main process, where stderr is a terminal."""
+    return tqdm(total=steps, desc=text, leave=False, disable=None if runtime.is_main else True)
+
+
+@contextlib.contextmanager
+def curve_and_way_on(
+    argv: list[str], folder: Path, curve: LossCurve, rows: list[dict], runtime: Runtime
+) -> Iterator[None]:
+    """Around the epochs: draw the curve when they end, early too; after an interruption say how to go on."""
     try:
-        fit(run, curve)
-        if first:
-            curve.draw(run.history)
+        yield
     except (KeyboardInterrupt, BrokenPipeError, UserError) as stop:  # a broken pipe: the reader of stdout has left
-        if first and run.history:
+        if runtime.is_main:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
-                curve.draw(run.history)
-        if first and not isinstance(stop, UserError):  # said on stderr: Ctrl-C ends a reader of stdout (`tee`), too
-            kept = len(checkpoint.saved_epochs(options.checkpoint_dir))  # the history may not have the last one yet
-            warn(messages.interrupted(options, kept, run.runtime.world_size))
-        if not isinstance(stop, KeyboardInterrupt):
-            raise
-        return interrupt_code(stop)
-    run.runtime.say(messages.finished(options, history.best_row(run.history)["epoch"], curve.path))
-    return 0
+                curve.draw(rows)
+            if not isinstance(stop, UserError):  # on stderr: Ctrl-C ends a reader of stdout (`tee`), too
+                warn(way_on(argv, folder, runtime.world_size))
+        if isinstance(stop, KeyboardInterrupt):
+            sys.exit(interrupt_code(stop))
+        raise
+    if runtime.is_main:
+        curve.draw(rows)
 
 
-def train(parser: Parser, options: argparse.Namespace, argv: list[str], runtime: Runtime) -> int:
-    """The run that the options ask for; returns the exit code. Raises `UserError` for what cannot be done."""
-    options, saved = runtime.from_first(lambda: resume_point(parser, options, argv))
-    check_together(options, runtime.device.type, runtime.world_size)
-    network = build_network(options)
-    with checkpoint.claimed(options.checkpoint_dir) if runtime.is_first else contextlib.nullcontext():
-        if runtime.is_first and not options.overwrite:
-            checkpoint.check_newest(options.checkpoint_dir, saved)
-        if saved and saved["epoch"] >= options.epochs:
-            if runtime.is_first:
-                finish(options, saved)
-            return 0
-        run = Run(options, runtime, network, saved)
-        parameters = count_parameters(run.network)
-        curve = plot.LossCurve(plot.curve_path(options), run.config, parameters)
-        if runtime.is_first:
-            curve.prepare()
-            if options.overwrite:
-                checkpoint.clear(options.checkpoint_dir)
-            checkpoint.clear_partial(options.checkpoint_dir)
-        machine = runtime.describe(options.precision) + ", torch.compile" * run.compiled
-        runtime.say(messages.header(options, len(run.training), len(run.validation), parameters, machine))
-        if saved:
-            runtime.say(f"resumed  after epoch {saved['epoch']}")
-        elif options.resume:
-            runtime.say(f"note: no epoch in {options.checkpoint_dir} yet, starting with the options given")
-        return fit_and_draw(run, curve)
+def way_on(argv: list[str], folder: Path, processes: int) -> str:
+    """After an interruption: what is kept, and the command that goes on."""
+    kept = len(files.saved_epochs(folder))
+    if kept == 0:
+        return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
+    program = f"python {sys.argv[0]}" if processes == 1 else f"torchrun ... {sys.argv[0]}"
+    same = [word for word in argv if word not in ("--resume", "--overwrite")]
+    go_on = shlex.join(["--resume", *same])
+    return f"\ninterrupted; {folder} keeps {history.count_epochs(kept)}. To go on: {program} {go_on}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
-    options = parser.parse_args(argv)
-    with start(options.device, options.deterministic) as runtime:
-        # A function of its own: what it made must be gone before `start` ends the processes' group.
-        return train(parser, options, argv, runtime)
+def next_commands(parser: Parser, options: Options, rows: list[dict], curve: Path) -> str:
+    """After the last epoch: what to look at, and what to do next."""
+    best = history.best_row(rows)["epoch"]
+    folders = parser.changed(options, ["checkpoint_dir", "data_dir"])
+    test = f"python {Path(sys.argv[0]).with_name('test.py')} {folders}".rstrip()
+    return (
+        f"Lowest validation loss: epoch {best}. The curve is in {curve}. Next:\n"
+        f"    {test}    # the epochs, and which to test\n"
+        f"    {test} --epoch {best}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ WIDTHS = (32, 64, 80)
 BLOCKS = (2, 2, 2)
 DROPOUT = 0.1
 DOWNSAMPLING = ("pool", "stride")
+MAX_STAGES, MAX_WIDTH, MAX_BLOCKS = 5, 4096, 256  # after five stages 2 x 2 pixels are left
 NUM_CLASSES = 10
 
 
@@ -50,11 +51,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.bn1(self.conv1(x))
         if self.training and self.dropout:
-            hidden.mul_(self._kept(hidden))
+            hidden.mul_(self._dropout_mask(hidden))
         hidden = self.conv2(F.relu(hidden, inplace=True))
         return F.relu(self.skip(x) + self.bn2(hidden), inplace=True)
 
-    def _kept(self, hidden: Tensor) -> Tensor:
+    def _dropout_mask(self, hidden: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W): 0 in the squares to drop, elsewhere the same number, so that its mean is 1."""
         count, _, height, width = hidden.shape
         side = height // 4 | 1  # a quarter of the map's side; drop_block2d wants an odd number
@@ -70,11 +71,11 @@ class ResidualCNN(nn.Module):
         blocks: residual blocks of each stage, as many numbers as there are widths.
         dropout: probability with which the blocks of the last stage drop an activation while training; in the others
             it is half of that.
-        downsample: how they halve it: "pool", averages of 2x2 pixels after a stage's first block, which still sees
-            the full resolution, or "stride", a stride in that block, for less arithmetic.
+        downsample: how the resolution halves. "pool": averages of 2x2 pixels after a stage's first block, which still
+            sees the full resolution. "stride": a stride in that block, for less arithmetic.
 
     Raises:
-        ValueError: if `blocks` and `widths` differ in length, or `downsample` is something else.
+        ValueError: if there is no network of this description.
     """
 
     def __init__(
@@ -85,10 +86,7 @@ class ResidualCNN(nn.Module):
         downsample: str = "pool",
     ):
         super().__init__()
-        if downsample not in DOWNSAMPLING:
-            raise ValueError(f"downsample is {downsample!r}, neither of {DOWNSAMPLING}")
-        if len(widths) != len(blocks):
-            raise ValueError(f"{len(widths)} widths but {len(blocks)} numbers of blocks")
+        _check_arguments(widths, blocks, dropout, downsample)
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
@@ -112,3 +110,18 @@ class ResidualCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(self.stem(images))  # (N, widths[-1], 8, 8) with three stages
         return self.classifier(features.mean(dim=(2, 3)))  # global average pooling
+
+
+def _check_arguments(widths: Sequence[int], blocks: Sequence[int], dropout: float, downsample: str) -> None:
+    """Raise `ValueError` for what no network can be built from; the values may come from a file."""
+    if not 1 <= len(widths) <= MAX_STAGES:
+        raise ValueError(f"{len(widths)} stages, where an image has room for 1 to {MAX_STAGES}")
+    if len(widths) != len(blocks):
+        raise ValueError(f"{len(widths)} widths but {len(blocks)} numbers of blocks; give one for each width")
+    for name, numbers, most in ("widths", widths, MAX_WIDTH), ("blocks", blocks, MAX_BLOCKS):
+        if not all(type(number) is int and 1 <= number <= most for number in numbers):
+            raise ValueError(f"{name} are {numbers!r}, not whole numbers from 1 to {most}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout!r}, not from 0 to below 1")
+    if downsample not in DOWNSAMPLING:
+        raise ValueError(f"downsample is {downsample!r}, none of {DOWNSAMPLING}")

@@ -6,7 +6,7 @@ import sys
 
 import train
 from utils.errors import run_program
-from utils.figure import import_matplotlib
+from utils.plot import import_matplotlib
 
 if __name__ == "__main__":
     size = int(sys.argv.pop(1))

@@ -1,27 +1,33 @@
-"""Started by test_torchrun.py, with and without torchrun: the first step's gradients and a validation, into a file."""
+"""Started by test_torchrun.py, with and without torchrun: train.py for one step, whose gradients go into a file."""
 
 import sys
 
 import torch
 
 import train
-from utils.runtime import start
 
 OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --compile off".split()
 
 
 def main(path):
-    options = train.build_parser().parse_args(OPTIONS)
-    with start("cpu") as runtime:
-        run = train.Run(options, runtime, train.build_network(options))
-        validation = run.validate()
-        network = run.network.eval()
+    def build_network(*arguments):
+        network = build(*arguments).eval()
         network.train = lambda mode=True: network  # batch statistics differ from process to process
-        run.train_epoch()  # one batch: its gradients stay
-        if runtime.is_first:
-            gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-            torch.save({"gradients": gradients, "validation": validation}, path)
-        del run, network.train  # a cycle would keep the replica, and with it the group, to the very end
+        return network
+
+    folder = f"{path}.checkpoints"
+
+    def save(_, network, optimizer, scheduler, history, config):
+        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+        validation = history[-1]["val_loss"], history[-1]["val_accuracy"]
+        torch.save({"gradients": gradients, "validation": validation}, path)
+
+    build, keep = train.build_network, train.checkpoint.save
+    train.build_network, train.checkpoint.save = build_network, save
+    try:
+        train.main([*OPTIONS, "--lr", "1e-9", "--device", "cpu", "--checkpoint-dir", folder])
+    finally:
+        train.build_network, train.checkpoint.save = build, keep
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ import torch
 
 import train
 from conftest import NEWEST, change, refused
-from models import ResidualCNN
 from test_resume import assert_same_run
-from utils import contents
+from utils import checkpoint
 from utils.errors import UserError
 
 
@@ -54,13 +53,13 @@ def test_the_newest_good_epoch_is_named_and_resumed_from_once_the_bad_one_is_awa
 
 
 def test_a_newer_format(folder):
-    change(lambda saved: saved.update(format=contents.FORMAT + 1))
-    refused(f"format {contents.FORMAT + 1}, newer than this program")
+    change(lambda saved: saved.update(format=checkpoint.FORMAT + 1))
+    refused(f"format {checkpoint.FORMAT + 1}, newer than this program")
 
 
 def test_an_older_format(folder):
-    change(lambda saved: saved.update(format=contents.FORMAT - 1))
-    refused(f"format {contents.FORMAT - 1}, of an older program")
+    change(lambda saved: saved.update(format=checkpoint.FORMAT - 1))
+    refused(f"format {checkpoint.FORMAT - 1}, of an older program")
 
 
 @pytest.mark.parametrize("key", ["epoch", "model", "optimizer", "scheduler", "history", "config", "format"])
@@ -81,12 +80,10 @@ def test_another_networks_weights(folder):
 
 def test_a_network_of_more_stages_than_an_image_has_halvings(folder):
     def deepen(saved):
-        shape = {"widths": [4] * 7, "blocks": [1] * 7}
-        saved["config"]["network"].update(shape)
-        saved["model"] = ResidualCNN(**saved["config"]["network"]).state_dict()
+        saved["config"]["network"].update({"widths": [4] * 7, "blocks": [1] * 7})
 
     change(deepen)
-    refused("its network has more than 5 stages")
+    refused("7 stages, where an image has room for 1 to 5")
 
 
 def nan(saved):
@@ -159,32 +156,50 @@ def test_another_epochs_file_under_this_name(folder):
     refused("its name is that of another epoch")
 
 
-@pytest.mark.parametrize("edit", [{"classes": 5}, {"widths": [4, "--help"]}, {"downsample": "max"}])
+@pytest.mark.parametrize("edit", [{"classes": 5}, {"widths": [4, "--help"]}, {"downsample": "max"}, {"dropout": "0.1"}])
 def test_a_network_that_is_not_that_of_a_run(folder, edit):
     change(lambda saved: saved["config"]["network"].update(edit))
-    refused("'network' are not those of a run")
+    refused()
 
 
 def another_momentum_shape(saved):
     saved["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2)
 
 
-def missing_option(saved):
-    del saved["config"]["options"]["lr"]
+@pytest.mark.parametrize("edit", [{"data": "mnist"}, {"seed": "0"}, {"lr": math.nan}, {"lr": [[0.1]]}, {"a b": 1}])
+def test_options_that_no_run_has(folder, edit):
+    change(lambda saved: saved["config"]["options"].update(edit))
+    refused()
 
 
-def option_of_another_type(saved):
-    saved["config"]["options"]["lr"] = "quick"
+FORGED = [
+    {"lr": "quick"},
+    {"lr": [0.1, "--overwrite"]},
+    {"seed": 0, "subset": "7 --overwrite"},
+    {"nesterov": "--overwrite"},
+    {"checkpoint_dir": "/"},
+    {"overwrite": True},
+    {"schedule": "--nesterov"},
+    {"epochs": True},
+    {"lr": None},
+]
 
 
-def option_of_no_run(saved):
-    saved["config"]["options"]["checkpoint_dir"] = "/"
+@pytest.mark.parametrize("edit", FORGED)
+def test_a_forged_option_never_becomes_an_argument(folder, edit):
+    change(lambda saved: saved["config"]["options"].update(edit))
+    with pytest.raises(UserError, match=f"{NEWEST} is not a usable checkpoint: "):
+        train.main(["--resume", "--epochs", "4"])
+    assert NEWEST.exists()
 
 
-@pytest.mark.parametrize("edit", [missing_option, option_of_another_type, option_of_no_run])
-def test_options_that_are_not_those_of_a_run(folder, edit):
-    change(edit)
-    refused("'options' are not those of a run")
+@pytest.mark.parametrize("name", ["lr", "cutout", "precision"])
+def test_an_option_that_a_file_lacks_has_its_default(folder, name):
+    change(lambda saved: saved["config"]["options"].pop(name))
+    assert train.main(["--resume", "--epochs", "4"]) == 0
+    shutil.copytree("checkpoints", "whole", ignore=shutil.ignore_patterns("epoch_04*"))
+    assert train.main(["--resume", "--epochs", "4", "--checkpoint-dir", "whole"]) == 0
+    assert_same_run("checkpoints", "whole", 4)
 
 
 def option_out_of_range(saved):
@@ -236,7 +251,7 @@ def of_another_torch(saved):
 
 
 def of_a_gpu(saved):
-    saved["optimizer"]["param_groups"][0]["fused"] = True  # as utils/cuda_graph.py leaves it
+    saved["optimizer"]["param_groups"][0]["fused"] = True  # as utils/accelerate.py leaves it
 
 
 def forged(saved):

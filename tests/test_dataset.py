@@ -73,7 +73,7 @@ def test_order_crops_and_flips_follow_from_the_seed():
 
 
 def test_batches_made_ahead_on_a_gpu_are_those_made_one_by_one():
-    halves = Batches(random_split(20), 4, MEAN, STD, share=lambda size: slice(size // 2, size), cutout=8)
+    halves = Batches(random_split(20), 4, MEAN, STD, shard=lambda size: slice(size // 2, size), cutout=8)
     for batches in (halves, Batches(random_split(20), 8, MEAN, STD)):
         epochs = []
         for batches.ahead in (1, 2, 64):

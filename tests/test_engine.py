@@ -1,3 +1,4 @@
+import argparse
 import functools
 import math
 import platform
@@ -11,9 +12,10 @@ from torch.optim.lr_scheduler import StepLR
 
 from dataset import Batches, Split
 from models import ResidualCNN
-from utils import compiler, engine
+from utils import accelerate, engine
+from utils.engine import derived_seed
 from utils.errors import UserError
-from utils.runtime import Runtime, derived_seed, torch_trouble
+from utils.runtime import Runtime, torch_errors_in_one_line
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 CPU = Runtime(torch.device("cpu"))
@@ -30,17 +32,17 @@ def losses_of_ten_steps(fast, precision="fp32"):
     """Loss of each of ten steps: compiled and channels last, or as the tutorials have it."""
     torch.manual_seed(0)
     network = ResidualCNN((8, 16), (1, 1), dropout=0)
-    forward = network
     if fast:
         network = network.to(memory_format=torch.channels_last)
-        forward = CPU.in_precision(precision, compiler.compiled(network, 32))
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = StepLR(optimizer, 30)
     losses = []
     for step in range(10):
         batch = Batches(images(32), 32, MEAN, STD, torch.Generator().manual_seed(step))
         if fast:
-            step = engine.Step(forward, optimizer, CPU)
+            step = accelerate.accelerate(
+                engine.TrainingStep(network, optimizer, CPU), CPU, precision, 32, compiled=True
+            )
             losses.append(engine.train_one_epoch(network, step, batch, scheduler, CPU)[0])
         else:
             (pixels, labels), *_ = batch
@@ -70,13 +72,13 @@ def test_a_compiler_that_fails_is_a_line():
 
     with (
         pytest.raises(UserError, match=r"torch.compile failed \(.*No space left on device\); go on with --compile off"),
-        torch_trouble(),
+        torch_errors_in_one_line(),
     ):
         torch.compile(torch.neg, backend=backend)(torch.zeros(3))
 
 
 def test_on_mps_the_network_is_not_in_channels_last():
-    formats = [Runtime(torch.device(name)).memory_format for name in ("mps", "cpu", "cuda")]
+    formats = [accelerate.memory_format(torch.device(name)) for name in ("mps", "cpu", "cuda")]
     assert formats == [torch.contiguous_format, torch.channels_last, torch.channels_last]
 
 
@@ -88,30 +90,33 @@ def test_a_long_run_is_compiled_and_a_short_one_is_not(device, instructions, fro
     assert "amx_tile" in torch.cpu.get_capabilities() or platform.machine() != "x86_64"  # as torch spells it
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
     for count in (199_999, 200_000, 90 * 45_000):
-        assert compiler.pays(count, torch.device(device)) == (count >= from_images)
+        chosen = accelerate.choose_compile("auto", count, torch.device(device))
+        assert chosen == ("on" if count >= from_images else "off")
 
 
 def test_bf16_is_refused_where_torch_has_none():
     with pytest.raises(UserError, match="--precision bf16: torch has no autocast on meta"):
-        Runtime(torch.device("meta")).in_precision("bf16", ResidualCNN())
+        accelerate.choose_precision("bf16", torch.device("meta"))
 
 
 @pytest.mark.parametrize("has", [[], ["avx2"], ["avx512_bf16"], ["amx_bf16"], ["bf16"]])
 def test_the_header_says_where_bf16_is_emulated_and_where_it_may_be_faster(has, monkeypatch):
     assert "avx512_bf16" in torch.cpu.get_capabilities() or platform.machine() != "x86_64"  # as torch spells it
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
-    assert ("emulates" in CPU.describe("bf16")) == (has in ([], ["avx2"]))
-    assert ("bf16 may be faster" in CPU.describe("fp32")) == (has in (["avx512_bf16"], ["amx_bf16"]))
+    assert ("emulates" in accelerate.describe_precision("bf16", CPU.device)) == (has in ([], ["avx2"]))
+    assert ("bf16 may be faster" in accelerate.describe_precision("fp32", CPU.device)) == (
+        has in (["avx512_bf16"], ["amx_bf16"])
+    )
 
 
 def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown():
     weights, losses = [], []
-    for share in (0.0, 0.5):
+    for smoothing in (0.0, 0.5):
         torch.manual_seed(0)
         network, batch = ResidualCNN((4,), (1,)), Batches(images(8), 8, MEAN, STD)
         optimizer = SGD(network.parameters(), 0.1)
         scheduler = StepLR(optimizer, 30)
-        step = engine.Step(network, optimizer, CPU, share)
+        step = engine.TrainingStep(network, optimizer, CPU, smoothing)
         losses.append(engine.train_one_epoch(network, step, batch, scheduler, CPU)[0])
         weights.append(network.classifier.weight)
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -157,7 +162,8 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(part):
     optimizer = SGD(network.parameters(), 0.1, momentum=0.9)
     network(torch.rand(2, 3, 32, 32)).sum().backward()
     optimizer.step()
-    assert engine.is_finite(1.0, network, optimizer)
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0}
+    engine.check_finite(row, network, optimizer)
     places = {
         "weights": network.stem[0].weight.data,
         "statistics": network.stem[1].running_var,
@@ -165,7 +171,15 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(part):
     }
     if part in places:
         places[part].view(-1)[0] = math.inf
-    assert not engine.is_finite(math.nan if part == "loss" else 1.0, network, optimizer)
+    else:
+        row["val_loss"] = math.nan
+    with pytest.raises(UserError, match="not finite: training has diverged; try a smaller --lr"):
+        engine.check_finite(row, network, optimizer)
+
+
+def test_a_schedule_that_nobody_handles_is_an_error_and_not_a_default():
+    with pytest.raises(ValueError, match="no schedule is called 'cosine'"):
+        engine.build_scheduler(SGD([torch.zeros(1)], 0.1), argparse.Namespace(schedule="cosine"), 10)
 
 
 def test_seeds_of_neighbouring_epochs_and_processes_differ():

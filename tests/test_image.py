@@ -120,9 +120,9 @@ def test_images_are_classified_without_any_data_set(trained, capsys, monkeypatch
     assert [line[:19].strip() for line in lines] == ["one.png", "another picture.jpg"]
     for line in lines:
         guesses = re.findall(r"(\w+) +([\d.]+)%", line[19:])
-        shares = [float(share) for _, share in guesses]
+        percentages = [float(percentage) for _, percentage in guesses]
         assert len({name for name, _ in guesses} & set(test.CLASSES)) == 3
-        assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.2
+        assert percentages == sorted(percentages, reverse=True) and sum(percentages) <= 100.2
 
 
 def test_a_test_image_in_a_file_is_predicted_as_in_the_test_set(trained, capsys):

@@ -9,24 +9,22 @@ import torch
 
 import train
 from conftest import ENVIRONMENT, TINY, change, run, start_warm
-from utils import checkpoint, compiler
+from utils import accelerate, checkpoint, files
 from utils.errors import UserError
 
 TIMES = ("seconds", "images_per_second")
 
 
-def contents(folder, epoch):
+def state_of(folder, epoch):
     """Weights, optimizer and history of an epoch, without the columns that hold times."""
-    saved = checkpoint.load(checkpoint.path_of(Path(folder), epoch))
-    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in saved["history"]]
-    return saved["model"], saved["optimizer"]["state"], rows
+    saved = checkpoint.load(files.epoch_path(Path(folder), epoch))
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in saved.history]
+    return saved.model, saved.optimizer["state"], rows
 
 
 def assert_same_run(folder, other, epoch):
-    (model, optimizer, rows), (other_model, other_optimizer, other_rows) = (
-        contents(folder, epoch),
-        contents(other, epoch),
-    )
+    model, optimizer, rows = state_of(folder, epoch)
+    other_model, other_optimizer, other_rows = state_of(other, epoch)
     assert rows == other_rows
     assert model.keys() == other_model.keys() and optimizer.keys() == other_optimizer.keys()
     assert all(torch.equal(model[name], other_model[name]) for name in model)
@@ -74,12 +72,13 @@ def test_a_finished_run_can_be_made_longer(trained):
     assert_same_run("longer", "whole", 4)
 
 
-def test_resuming_a_finished_run_is_a_line_and_changes_nothing(trained, capsys):
-    before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
+def test_resuming_a_finished_run_trains_no_epoch_and_changes_no_checkpoint(trained, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in trained.glob("[eh]*")}
     undecided = ["--compile", "auto", "--precision", "auto"]  # by now they are
     assert train.main(["--checkpoint-dir", str(trained), "--resume", *undecided]) == 0
-    assert "nothing left to do" in capsys.readouterr().out
-    assert {path.name: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+    out = capsys.readouterr().out
+    assert "resumed  after epoch 3, the last one; for more, give --epochs" in out and "\n   3" not in out
+    assert {path.name: path.stat().st_mtime_ns for path in trained.glob("[eh]*")} == before
 
 
 def test_a_finished_run_is_drawn_where_it_is_asked_for(trained):
@@ -90,7 +89,7 @@ def test_a_finished_run_is_drawn_where_it_is_asked_for(trained):
 def test_a_run_whose_compiler_has_begun_to_fail_can_go_on_without_it(folder):
     change(lambda saved: saved["config"]["options"].update(compile="on"))
     assert train.main(["--resume", "--epochs", "4", "--compile", "off"]) == 0
-    assert checkpoint.load_newest(Path("checkpoints"))["config"]["options"]["compile"] == "off"
+    assert checkpoint.load_newest(Path("checkpoints")).config.options["compile"] == "off"
 
 
 def test_the_momentum_of_a_run_on_another_device_gets_the_memory_format_of_its_weights(folder):
@@ -101,14 +100,14 @@ def test_the_momentum_of_a_run_on_another_device_gets_the_memory_format_of_its_w
     change(as_on_mps)
     train.main(["--resume", "--epochs", "4"])
     saved = checkpoint.load_newest(Path("checkpoints"))
-    buffers = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
-    weights = [tensor for name, tensor in saved["model"].items() if not name.endswith(checkpoint.STATISTICS)]
+    buffers = [state["momentum_buffer"] for state in saved.optimizer["state"].values()]
+    weights = [tensor for name, tensor in saved.model.items() if not name.endswith(checkpoint.STATISTICS)]
     assert [tensor.stride() for tensor in buffers] == [tensor.stride() for tensor in weights]
 
 
 def test_resuming_in_an_empty_folder_starts_at_the_beginning():
     assert train.main([*TINY, "--epochs", "1", "--resume"]) == 0
-    assert checkpoint.saved_epochs(Path("checkpoints")) == [1]
+    assert files.saved_epochs(Path("checkpoints")) == [1]
 
 
 OTHERS = (
@@ -139,7 +138,7 @@ def test_a_finished_run_is_mended_where_a_kill_came_after_its_last_checkpoint(tr
 
 
 def test_what_is_left_to_the_program_is_decided_once_and_kept(folder, monkeypatch):
-    monkeypatch.setattr(compiler, "pays", lambda *_: True)  # as for a longer run
+    monkeypatch.setattr(accelerate, "COMPILE_PAYS_FROM", {"cpu": 0})  # as for a longer run
     train.main(["--resume", "--epochs", "4", "--compile", "auto", "--precision", "auto"])
-    options = checkpoint.load_newest(Path("checkpoints"))["config"]["options"]
+    options = checkpoint.load_newest(Path("checkpoints")).config.options
     assert (options["precision"], options["compile"]) == ("fp32", "off")

@@ -12,7 +12,7 @@ import train
 from conftest import TINY
 from models import ResidualCNN
 from test_resume import assert_same_run
-from utils import checkpoint, contents, distillation, engine
+from utils import checkpoint, engine, files
 from utils.errors import UserError
 from utils.runtime import Runtime
 
@@ -21,7 +21,7 @@ CPU = Runtime(torch.device("cpu"))
 
 @pytest.fixture
 def teacher(trained):
-    return str(checkpoint.path_of(trained, 3))
+    return str(files.epoch_path(trained, 3))
 
 
 def newest(folder="checkpoints"):
@@ -31,12 +31,12 @@ def newest(folder="checkpoints"):
 def test_the_distillation_loss_is_hintons():
     student, teacher = torch.randn(2, 5, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     student.requires_grad_()
-    loss = distillation.loss(student, teacher)
+    loss = engine.distillation_loss(student, teacher)
     p, q = (F.softmax(logits / 4, dim=1) for logits in (teacher, student))
     torch.testing.assert_close(loss, 16 * (p * (p / q).log()).sum())
     loss.backward()
     torch.testing.assert_close(student.grad, 4 * (q - p).detach())
-    assert distillation.loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert engine.distillation_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_step_learns_the_teachers_answers_shows_the_labels_loss_and_leaves_the_teacher_as_it_is():
@@ -45,12 +45,12 @@ def test_a_step_learns_the_teachers_answers_shows_the_labels_loss_and_leaves_the
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     logits, answers = network(images), 9 * teacher(images).detach()
-    step = engine.Step(network, SGD(network.parameters(), 0.1), CPU, teacher=lambda images: 9 * teacher(images))
+    step = engine.TrainingStep(network, SGD(network.parameters(), 0.1), CPU, teacher=lambda images: 9 * teacher(images))
     distances = []
     for _ in range(30):
         step.totals.zero_()
         step(images, labels, 16)
-        distances.append(distillation.loss(network(images), answers).item())
+        distances.append(engine.distillation_loss(network(images), answers).item())
         if len(distances) == 1:
             assert step.totals[0].item() == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item())
     assert distances[-1] < distances[0] / 2
@@ -60,11 +60,11 @@ def test_a_step_learns_the_teachers_answers_shows_the_labels_loss_and_leaves_the
 def test_a_checkpoint_knows_its_teacher_by_its_weights_and_not_by_its_file(teacher, capsys):
     assert train.main([*TINY, "--epochs", "1", "--teacher", teacher]) == 0
     assert f"\nteacher  {teacher}\n" in capsys.readouterr().out
-    assert newest()["config"]["teacher"] == contents.fingerprint(checkpoint.load(Path(teacher))["model"])
-    assert teacher not in str(newest()["config"])
+    assert newest().config.teacher == checkpoint.load(Path(teacher)).fingerprint
+    assert teacher not in str(newest().config)
     train.main([*TINY, "--epochs", "1", "--checkpoint-dir", "plain"])
-    assert newest("plain")["config"]["teacher"] is None
-    assert newest("plain")["history"][0]["train_loss"] != newest()["history"][0]["train_loss"]
+    assert newest("plain").config.teacher is None
+    assert newest("plain").history[0]["train_loss"] != newest().history[0]["train_loss"]
 
 
 @pytest.mark.parametrize("how", ["--compile off --precision bf16", "--compile on"])
@@ -80,7 +80,7 @@ def test_with_a_teacher_a_run_resumes_bit_for_bit_from_wherever_the_teachers_fil
 
 def test_a_run_goes_on_with_its_own_teacher_alone(teacher, trained):
     train.main([*TINY, "--epochs", "1", "--teacher", teacher])
-    other = str(checkpoint.path_of(trained, 1))
+    other = str(files.epoch_path(trained, 1))
     for given, which in ([], "a teacher"), (["--teacher", other], f"another teacher than {other}"):
         with pytest.raises(UserError, match=f"epoch_01.pth was trained with {which}; give that one with --teacher"):
             train.main(["--resume", "--epochs", "2", *given])
@@ -97,10 +97,10 @@ def test_a_teacher_that_is_none_is_a_line_and_nothing_is_touched(teacher):
             train.main([*TINY, "--teacher", name])
     with pytest.raises(UserError, match="epoch_03.pth was trained on other images; teacher and pupil need the same"):
         train.main([*TINY, "--subset", "90", "--teacher", teacher])
-    assert checkpoint.saved_epochs(Path("checkpoints")) == []
+    assert files.saved_epochs(Path("checkpoints")) == []
 
 
 def test_a_teacher_is_not_overwritten_by_its_pupil(folder):
     with pytest.raises(UserError, match="--teacher: it lies in checkpoints, which is to be overwritten; name another"):
         train.main([*TINY, "--overwrite", "--teacher", "checkpoints/epoch_03.pth"])
-    assert checkpoint.saved_epochs(Path("checkpoints")) == [1, 2, 3]
+    assert files.saved_epochs(Path("checkpoints")) == [1, 2, 3]

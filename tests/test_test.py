@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 import test
 from conftest import run, start_warm
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError
 
 
@@ -73,10 +73,10 @@ def test_without_a_terminal_the_table_is_shown_and_the_code_is_2(trained):
 
 
 def test_the_star_is_on_the_best_of_the_epochs_that_are_there(folder, monkeypatch, capsys):
-    rows = checkpoint.load_newest(Path("checkpoints"))["history"]
+    rows = checkpoint.load_newest(Path("checkpoints")).history
     losses = {row["epoch"]: row["val_loss"] for row in rows}
     best, second, _ = sorted(losses, key=losses.get)
-    checkpoint.path_of(Path("checkpoints"), best).unlink()
+    files.epoch_path(Path("checkpoints"), best).unlink()
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(UserError, match="no terminal"):
         test.main([])

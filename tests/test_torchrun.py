@@ -1,5 +1,6 @@
 """Several processes do what one would have done."""
 
+import contextlib
 import csv
 import os
 import re
@@ -15,7 +16,7 @@ import test
 import train
 from conftest import ROOT, TINY, assert_stem_has_statistics_of, start_warm, wait_for_line
 from models import ResidualCNN
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError
 from utils.runtime import Runtime
 
@@ -53,10 +54,11 @@ def test_gradients_and_validation_are_those_of_one_process(alone):
 
 
 def test_every_process_needs_an_image_of_a_batch(monkeypatch):
-    parser, runtime = train.build_parser(), Runtime(torch.device("cpu"), 0, 2)
-    monkeypatch.setattr(Runtime, "from_first", lambda self, make: make())  # there is no other process
+    runtime = Runtime(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(train, "start", lambda *_: contextlib.nullcontext(runtime))
+    monkeypatch.setattr(Runtime, "broadcast_from_main", lambda self, make: make())  # there is no other process
     with pytest.raises(UserError, match="--batch-size: 1 for 2 processes; give each an image at least"):
-        train.train(parser, parser.parse_args(["--batch-size", "1"]), [], runtime)
+        train.main(["--batch-size", "1"])
 
 
 def test_an_error_ends_all_processes_with_our_one_line_first():
@@ -84,15 +86,17 @@ def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_on
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     out = done(process)
     assert "resumed  after epoch" in out  # the second start; the first one's header is read above
-    assert out.count("data ") == 1 and out.count("The curve is in loss_curve.png") == 1  # only the first process prints
-    assert checkpoint.saved_epochs(Path("checkpoints")) == list(range(1, 26))
+    assert (
+        out.count("data     ") == 1 and out.count("The curve is in loss_curve.png") == 1
+    )  # only the first process prints
+    assert files.saved_epochs(Path("checkpoints")) == list(range(1, 26))
     with open("checkpoints/history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(1, 26)]
     path = Path("checkpoints/epoch_25.pth")
     saved = checkpoint.load(path)
     training, _ = dataset.load_training("synthetic", Path("data"))
-    batch = next(iter(dataset.Batches(training[:33], 33, saved["config"]["mean"], saved["config"]["std"])))
-    assert_stem_has_statistics_of(checkpoint.rebuild_network(path, saved, ResidualCNN), batch)  # not of a share of it
+    batch = next(iter(dataset.Batches(training[:33], 33, saved.config.mean, saved.config.std)))
+    assert_stem_has_statistics_of(saved.build_network(ResidualCNN), batch)  # not of a share of it
     assert train.main(["--resume", "--epochs", "26", *taught]) == 0
     assert test.main(["--epoch", "26"]) == 0
 

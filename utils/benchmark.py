@@ -1,239 +1,195 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                        the default network, in under three minutes
+python -m utils.benchmark                                        the default network, in about three minutes
 python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
 
-import argparse
 import contextlib
-import functools
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+import inspect
+import itertools
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor
+from torch.nn import functional as F
 from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
+from tqdm import tqdm
 
-import dataset
 from dataset import Batches, Split
 from models import ResidualCNN, cnn, count_parameters
-from utils import checkpoint, compiler, contents, cuda_graph, engine, plot
-from utils.errors import run_program
-from utils.measure import in_turns, peak_memory, process_for, run_script, seconds_of
-from utils.options import Parser, arguments_of, integer, real
-from utils.plain_loop import RECIPE, WORKERS, PlainLoop, matrix_rows
-from utils.runtime import Runtime, choose_device, keep_freed_memory, start, torch_trouble
+from utils import accelerate, engine
+from utils.errors import UserError, run_program
+from utils.options import Parser, integer, number
+from utils.runtime import Runtime, is_distributed, start
 
-TRAINING, VALIDATION, EPOCHS = 45_000, 5_000, 90  # images and epochs, as in train.py
-STEPS = 200  # a measurement, anywhere but on a CPU
-CPU_WORK = 320e6  # multiply-adds an image, times steps, of a measurement there: some three seconds on two slow cores
-
-
-class ThisProject:
-    """The parts of an epoch of train.py, on as many random images."""
-
-    def __init__(self, shape: dict, batch_size: int, steps: int, device: torch.device, precision: str):
-        self.memory_at_start = peak_memory()
-        keep_freed_memory()
-        self.runtime, self.batch_size, self.precision = Runtime(device), batch_size, precision
-        self.network = ResidualCNN(**shape).to(device, memory_format=self.runtime.memory_format)
-        self.optimizer = SGD(self.network.parameters(), **RECIPE)
-        self.scheduler = StepLR(self.optimizer, 30 * TRAINING)
-        training, validation = random_images(TRAINING), random_images(VALIDATION)
-        self.mean, self.std = dataset.channel_statistics(training.images)
-        self.training, self.validation = training.to(device), validation.to(device)  # all of them, as in train.py
-        self.to_step = self.training[: steps * batch_size]
-        self.to_load = self.training[: max(steps, 32) * batch_size]
-        self.evaluation_batch = self.runtime.evaluation_batch(VALIDATION)
-        self.to_validate = self.validation[: 4 * self.evaluation_batch]
-        self._step_with(self.network)
-
-    def _step_with(self, forward: Callable[[Tensor], Tensor]) -> None:
-        forward = self.runtime.in_precision(self.precision, forward)
-        self.step = cuda_graph.step_class(self.runtime)(forward, self.optimizer, self.runtime)
-
-    def compile(self) -> float | None:
-        """Compile the forward pass; seconds until the first step is done, None where there is no compiler."""
-        if not compiler.works(self.runtime):
-            return None
-        self._step_with(compiler.compiled(self.network, self.batch_size))
-        return seconds_of(lambda: self._train_on(self.to_step[: self.batch_size]), self.runtime.device)
-
-    def divide_among(self, runtime: Runtime) -> None:
-        """From now on train together with the other processes of `runtime`, each on its share of a batch."""
-        self.runtime = runtime
-        self._step_with(runtime.parallel(self.network))
-
-    def train(self) -> float:
-        """Images a second."""
-        for _ in range(1 if self.runtime.device.type == "cpu" else 2):  # to warm up; on a GPU the second is captured
-            self._train_on(self.to_step[: self.batch_size])
-        return len(self.to_step) / seconds_of(lambda: self._train_on(self.to_step), self.runtime.device)
-
-    def _train_on(self, split: Split) -> None:
-        engine.train_one_epoch(self.network, self.step, self._batches(split), self.scheduler, self.runtime)
-
-    def _batches(self, split: Split) -> Batches:
-        generator = torch.Generator().manual_seed(0)
-        return Batches(split, self.batch_size, self.mean, self.std, generator, self.runtime.share)
-
-    def load(self) -> float:
-        """Seconds for an epoch's batches, without a step: gather, augment, normalise."""
-        seconds = seconds_of(lambda: [None for _ in self._batches(self.to_load)], self.runtime.device)
-        return seconds * TRAINING / len(self.to_load)
-
-    def augment(self) -> float:
-        """Seconds for an epoch's crops and flips alone."""
-        split = self.to_load
-        corners = torch.randint(0, 2 * dataset.PADDING + 1, (2, len(split)), device=split.images.device)
-        flips = torch.rand(len(split), device=split.images.device) < 0.5
-        group = self.batch_size * self._batches(split).ahead  # as many at once as `Batches` makes
-        parts = split.images.float().split(group), corners.split(group, dim=1), flips.split(group)
-        seconds = seconds_of(lambda: [dataset.crop_and_flip(*part) for part in zip(*parts)], self.runtime.device)
-        return seconds * TRAINING / len(split)
-
-    def validate(self) -> float:
-        """Images a second."""
-        batches = Batches(self.to_validate, self.evaluation_batch, self.mean, self.std)
-
-        def work():
-            engine.loss_and_accuracy(*engine.predict(self.network, batches), self.runtime)
-
-        return len(self.to_validate) / seconds_of(work, self.runtime.device)
-
-    def infer(self) -> float:
-        """Images a second of the bare forward pass."""
-        images = torch.rand(self.evaluation_batch, 3, 32, 32, device=self.runtime.device)
-        with torch.inference_mode():
-            return len(images) / seconds_of(lambda: self.network.eval()(images), self.runtime.device)
-
-    def memory(self) -> float:
-        """Bytes at the peak, above what the imports take."""
-        return peak_memory() - self.memory_at_start
+TRAINING, VALIDATION = 45_000, 5_000  # images of an epoch, as in train.py
+MEAN, STD = [0.5] * 3, [0.25] * 3  # to normalise random images with
+RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
+WORKERS = min(16, os.cpu_count() or 1)  # of the plain loop, where it has any
 
 
-def random_images(count: int) -> Split:
-    return Split(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10)
+def rate(step: Callable, batches: Iterable, size: int, steps: int, device: torch.device) -> float:
+    """Images a second over so many steps, each with the next batch of `size` images, after two or more to warm up."""
+    if device.type == "cuda" and device.index:
+        torch.cuda.set_device(device)  # the one that `Timer` waits for
+    names = {"step": step, "batches": itertools.chain.from_iterable(itertools.repeat(batches))}  # without an end
+    timer = Timer("step(*next(batches))", globals=names, num_threads=torch.get_num_threads())
+    return size / timer.timeit(steps).median
 
 
-EAGER, COMPILED = "this project, eager", "this project, compiled"
-LOOPS = (PlainLoop, ThisProject, ThisProject)  # the second of ours is compiled, if it can be
+def in_turns(rows: dict[str, Callable[[], float]], turns: int, runtime: Runtime) -> dict[str, float]:
+    """The median of each row, measured A B C A B C ..."""
+    values = {name: [] for name in rows}
+    for name in tqdm(turns * list(rows), leave=False, disable=None if runtime.is_main else True):
+        values[name].append(rows[name]())
+    return {name: statistics.median(measured) for name, measured in values.items()}
 
 
-def count_work(network: nn.Module) -> tuple[float, int]:
-    """Multiply-adds of one image's forward pass, and how many activations its convolutions read and write."""
-    activations = []
+class RandomCIFAR10(datasets.CIFAR10):
+    """Random images, handed out one by one as torchvision does CIFAR-10's, with the usual transforms."""
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            activations.append(inputs[0].numel() + output.numel())
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), register_module_forward_hook(count):
-        network(torch.zeros(1, 3, 32, 32))
-    return counter.get_total_flops() / 2, sum(activations)
+    def __init__(self):
+        self.data = torch.randint(0, 256, (TRAINING, 32, 32, 3), dtype=torch.uint8).numpy()
+        self.targets, self.target_transform = [0] * TRAINING, None
+        crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
+        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
-def time_files(shape: dict, device: str) -> dict[str, float]:
-    """Seconds to save a checkpoint, to draw a curve of ninety epochs, and of test.py from command to answer."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        where = ["--checkpoint-dir", folder, "--device", device]
-        tiny = ["--data", "synthetic", "--subset", 128, "--epochs", 1, "--max-parameters", 10**9]
-        run_script("train.py", *tiny, *arguments_of(shape), *where)
-        answer = run_script("test.py", "--epoch", 1, *where)
-        saved = checkpoint.load(checkpoint.path_of(folder, 1))
-        saved["history"] = [saved["history"][0] | {"epoch": epoch} for epoch in range(1, 91)]
-        curve = plot.LossCurve(folder / "curve.png", saved["config"], checkpoint.trainable_parameters(saved))
-        curve.draw(saved["history"])  # the first one imports matplotlib
-        jobs = {"saving": lambda: checkpoint.save(folder, saved), "drawing": lambda: curve.draw(saved["history"])}
-        return {name: seconds_of(job, torch.device("cpu")) for name, job in jobs.items()} | {"test.py": answer}
+def plain_loop(options: Namespace, device: torch.device, workers: int) -> float:
+    """The rate of the tutorials' loop: DataLoader, PIL, NCHW, fp32, `loss.item()` at each step."""
+    network, size, pin = ResidualCNN(**options.network).to(device), options.batch_size, device.type == "cuda"
+    optimizer = SGD(network.parameters(), **RECIPE)
+    loader = DataLoader(RandomCIFAR10(), size, shuffle=True, num_workers=workers, pin_memory=pin, drop_last=True)
+
+    def step(images: Tensor, labels: Tensor) -> float:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return rate(step, loader, size, options.steps, device)
 
 
-def print_rates(
-    rates: dict[str, float], measured: dict[str, float], work: tuple[float, int], precision: str, rows: int
-) -> None:
-    """How fast images are trained on, beside what the machine could do by `work`, as `count_work` returns it."""
-    multiply_adds, activations = work
-    # Three passes: forward, and backward for the activations and for the weights. What lies between the convolutions
-    # could be done while they read and write.
-    operations, traffic = 3 * 2 * multiply_adds, 3 * activations * (2 if precision == "bf16" else 4)
-    ceilings = {
-        "ceiling: arithmetic": measured["arithmetic"] / operations,
-        "ceiling: memory": measured["bandwidth"] / traffic,
-    }
-    ceiling, plain = min(ceilings.values()), max(rate for name, rate in rates.items() if name.startswith("plain"))
+@contextlib.contextmanager
+def another_process() -> Iterator[Callable]:
+    """A function that calls others in a process of their own: what `keep_freed_memory` does cannot be undone."""
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: Ctrl-C is for this one
+    pool.submit(multiprocessing.set_start_method, None, force=True)  # its DataLoader starts workers as it would here
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+    except BrokenExecutor as error:
+        advice = "perhaps for lack of memory; try a smaller --batch-size"
+        raise UserError(f"a measuring process was killed, {advice}") from error
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+
+def this_project(options: Namespace, runtime: Runtime, compiled: bool) -> dict[str, Callable[[], float]]:
+    """What measures the rates of train.py: of its steps, eager or compiled, too, and of the other parts of an epoch."""
+    size, device, memory_format = options.batch_size, runtime.device, accelerate.memory_format(runtime.device)
+    images = torch.randint(0, 256, (TRAINING + VALIDATION, 3, 32, 32), dtype=torch.uint8)  # all in memory, as there
+    split = Split(images, torch.arange(len(images)) % 10).to(device)
+    batches = Batches(split[: options.steps * size], size, MEAN, STD, torch.Generator(), runtime.shard)
+    rows = {}
+    for how in ["eager", "compiled"] if compiled else ["eager"]:
+        network = ResidualCNN(**options.network).to(device, memory_format=memory_format)
+        step = engine.TrainingStep(runtime.parallel(network), SGD(network.parameters(), **RECIPE), runtime)
+        step = accelerate.accelerate(step, runtime, options.precision, size, how == "compiled")
+        rows[f"this project, {how}"] = partial(rate, partial(step, size=size), batches, size, options.steps, device)
+    rows["loading"] = partial(rate, lambda *batch: None, batches, size, max(options.steps, 32), device)
+
+    untrained = ResidualCNN(**options.network).to(device, memory_format=memory_format)  # evaluation is another mode
+    size = engine.evaluation_batch(VALIDATION, device)
+    batches = Batches(split[:VALIDATION], size, MEAN, STD)
+
+    def evaluate(*batch: Tensor) -> None:
+        engine.evaluate(untrained, [batch], runtime)
+
+    rows["validating"] = partial(rate, evaluate, batches, size, 4, device)
+    return rows
+
+
+def matrix_product(precision: str, device: torch.device) -> float:
+    """FLOP/s of a product of two large matrices."""
+    rows = 8192 if device.type == "cuda" else 2048  # a GPU takes longer to launch a smaller one than to do it
+    factors = torch.rand(2, rows, rows, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    torch.set_float32_matmul_precision("high")  # in fp32 a GPU's convolutions are in TF32, too
+    flops = rate(torch.mm, [factors], 2 * rows**3, 7, device)
+    torch.set_float32_matmul_precision("highest")
+    return flops
+
+
+def compare_loops(options: Namespace, runtime: Runtime, operations: float) -> None:
+    """What one process can tell: all rows, and an epoch's parts; `operations`: what a step takes, for each image."""
+    compiled = options.compile == "on" and accelerate.compiler_works(runtime)
+    accelerate.keep_freed_memory()
+    with another_process() as call:
+        rows = {f"plain loop, {n} workers": partial(call, plain_loop, options, runtime.device, n) for n in (0, WORKERS)}
+        rows |= this_project(options, runtime, compiled)
+        rows["ceiling: arithmetic"] = lambda: matrix_product(options.precision, runtime.device) / operations
+        rates = in_turns(rows, options.turns, runtime)
+    loading, validating = TRAINING / rates.pop("loading"), VALIDATION / rates.pop("validating")
+    plain = max(rates[name] for name in rates if name.startswith("plain"))
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
-    for name, rate in (rates | ceilings).items():
-        flops = rate * operations / 1e9
-        print(f"{name:<24}{rate:10,.0f}{flops:10,.1f}{rate / ceiling:12.3f}{rate / plain:10.2f}")
-    print(f"arithmetic: as fast as a product of two {rows} x {rows} matrices in {precision}")
-    print(f"memory: what convolutions read and write, {traffic / 1e6:.1f} MB an image, as fast as a copy")
-    print("of ceiling: of the lower one; of plain: of the faster plain loop, in fp32")
+    for name, images in rates.items():
+        part = images / rates["ceiling: arithmetic"]
+        print(f"{name:<24}{images:10,.0f}{images * operations / 1e9:10,.1f}{part:12.3f}{images / plain:10.2f}")
+    print(f"ceiling: a product of two large matrices, in {options.precision}; of plain: the faster one, in fp32")
+    fastest = max((name for name in rates if name.startswith("this project")), key=rates.get)
+    print_epoch(fastest, loading, TRAINING / rates[fastest], validating)
 
 
-def print_epoch(row: str, measured: dict[str, float], files: dict[str, float]) -> None:
-    """Where the time of an epoch goes, if it is trained as `row` is."""
-    seconds = {
-        "loading": measured["load"] - measured["augment"],
-        "augmenting": measured["augment"],
-        "stepping": TRAINING / measured[row] - measured["load"],
-        # About: for these the network is not in evaluation mode, as it is in the bare forward pass.
-        "batch norm's statistics": engine.STATISTICS_IMAGES / measured["infer"],
-        "validating": VALIDATION / measured["validate"],
-        "saving": files["saving"],
-    }
-    seconds["drawing"] = min(files["drawing"], plot.MAX_SHARE * sum(seconds.values()))  # not after each short epoch
-    total = sum(seconds.values())
-    how = row.removeprefix("this project, ")
-    print(f"\none epoch of train.py, {how}: {TRAINING:,} and {VALIDATION:,} images, scaled up from samples")
-    for name, value in seconds.items():
-        print(f"{name:<24}{value:10.2f} s{value / total:12.1%}")
-    print(f"{'all':<24}{total:10.2f} s")
+def print_epoch(row: str, loading: float, training: float, validating: float) -> None:
+    """Where the seconds of an epoch go, trained as `row` is; those of training are with loading."""
+    print(f"\none epoch of train.py, {row.removeprefix('this project, ')}: {TRAINING:,} and {VALIDATION:,} images")
+    parts = {"loading": loading, "stepping": training - loading, "validating": validating}
+    for name, seconds in parts.items():
+        print(f"{name:<24}{seconds:10.2f} s{seconds / (training + validating):12.1%}")
+    memory = float("nan")
+    with contextlib.suppress(ImportError):  # Windows has no such module
+        import resource
+
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"peak memory {memory / 1e9:22.2f} GB, of the process that measured this project")
 
 
-def compare(shape: dict, options: argparse.Namespace, device: torch.device, work: tuple[float, int]) -> None:
-    """Measure and print everything that one process on this machine can tell."""
-    setup = (shape, options.batch_size, options.steps, device, options.precision)
-    with contextlib.ExitStack() as stack:
-        plain, eager, second = (stack.enter_context(process_for(loop, *setup)) for loop in LOOPS)
-        as_in_train = second if compiler.pays(EPOCHS * TRAINING, device) else eager
-        rest = {name: functools.partial(as_in_train, name) for name in ("load", "augment", "validate", "infer")}
-        plain("train", WORKERS)  # not counted: it starts the workers, who stay
-        eager("train")  # nor this, and what follows: the first time takes longer
-        for measure in rest.values():
-            measure()
-        compile_seconds = second("compile") if options.compile == "on" else None
-        second_row = COMPILED if compile_seconds else EAGER
-        rows = {f"plain loop, {count} workers": functools.partial(plain, "train", count) for count in (0, WORKERS)}
-        rows |= {EAGER: functools.partial(eager, "train")} | {second_row: functools.partial(second, "train")}
-        ceilings = {name: functools.partial(plain, name) for name in ("arithmetic", "bandwidth")}
-        measured = in_turns(rows | rest | ceilings, options.turns)
-        memory = as_in_train("memory")
-    print_rates({name: measured[name] for name in rows}, measured, work, options.precision, matrix_rows(device))
-    if compile_seconds:
-        print(f"compiling took {compile_seconds:.1f} s, not counted")
-    files = time_files(shape, options.device)
-    print_epoch(second_row if as_in_train is second else EAGER, measured, files)
-    print(f"\nvalidation   {measured['validate']:,.0f} images/s, the bare forward pass {measured['infer']:,.0f}")
-    print(f"peak memory  {memory / 1e9:.2f} GB above what importing torch and torchvision takes")
-    print(f"test.py      {files['test.py']:.1f} s from the command to its end, on 1,000 synthetic images")
+def compare_processes(options: Namespace, runtime: Runtime) -> None:
+    """Under torchrun: how fast one process trains while the others wait, and all of them together."""
+
+    def measure(runtime: Runtime) -> float:
+        row = "this project, eager"
+        return in_turns({row: this_project(options, runtime, compiled=False)[row]}, options.turns, runtime)[row]
+
+    accelerate.keep_freed_memory()
+    alone = runtime.broadcast_from_main(lambda: measure(Runtime(runtime.device)))
+    together = measure(runtime)
+    runtime.print(f"one process, eager       {alone:8,.0f} images/s")
+    runtime.print(f"{runtime.world_size} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
 
 
-def measure_processes(shape: dict, options: argparse.Namespace, runtime: Runtime) -> None:
-    """Under torchrun: how fast one process goes through the images while the others wait, and all of them together."""
-    project = ThisProject(shape, options.batch_size, options.steps, runtime.device, options.precision)
-    hidden = None if runtime.is_first else True
-    measure = functools.partial(in_turns, {"images/s": project.train}, options.turns, hidden)
-    alone = runtime.from_first(measure)["images/s"]
-    project.divide_among(runtime)
-    together = measure()["images/s"]
-    runtime.say(f"one process, eager       {alone:8,.0f} images/s")
-    runtime.say(f"{runtime.world_size} processes, eager      {together:8,.0f} images/s, {together / alone:.2f} times")
+def count_multiply_adds(network: ResidualCNN) -> float:
+    """Of one image's forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() / 2
 
 
 def build_parser() -> Parser:
@@ -241,9 +197,9 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="as in train.py")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="as in train.py")
-    add("--dropout", type=real(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
+    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="as in train.py")
-    add("--batch-size", type=integer(1), default=128, help="images per step")
+    add("--batch-size", type=integer(1, TRAINING), default=128, help="images per step")
     add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 2 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
@@ -252,32 +208,28 @@ def build_parser() -> Parser:
     return parser
 
 
-def decide(options: argparse.Namespace, device: torch.device, multiply_adds: float) -> None:
-    """Fill in what depends on device and network."""
-    options.precision = Runtime(device).choose_precision(options.precision)
-    if options.steps is None:
-        on_cpu = min(max(2, round(CPU_WORK / multiply_adds)), 20)
-        options.steps = on_cpu if device.type == "cpu" else STEPS
-    options.steps = max(1, min(options.steps, TRAINING // options.batch_size))
-
-
-@torch_trouble()
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    shape = contents.network_arguments(options)
-    network = ResidualCNN(**shape)
-    work = multiply_adds, _ = count_work(network)
-    if torch.distributed.is_torchelastic_launched():
-        with start(options.device) as runtime:
-            decide(options, runtime.device, multiply_adds)
-            measure_processes(shape, options, runtime)
-        return 0
-    device = choose_device(options.device)
-    decide(options, device, multiply_adds)
-    print(f"machine  {Runtime(device).describe(options.precision)}, torch {torch.__version__}")
-    print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
-    print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}", flush=True)
-    compare(shape, options, device, work)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    options.network = {name: getattr(options, name) for name in inspect.signature(ResidualCNN).parameters}
+    try:
+        network = ResidualCNN(**options.network)
+    except ValueError as error:
+        parser.error(f"there is no such network: {error}")
+    multiply_adds = count_multiply_adds(network)
+    with start(options.device) as runtime:
+        options.precision = accelerate.choose_precision(options.precision, runtime.device)
+        usual = min(max(2, round(320e6 / multiply_adds)), 20) if runtime.device.type == "cpu" else 200
+        options.steps = min(options.steps or usual, TRAINING // options.batch_size)
+        if is_distributed():
+            compare_processes(options, runtime)
+            return 0
+        precision = accelerate.describe_precision(options.precision, runtime.device)
+        print(f"machine  {runtime.describe()}, {precision}, torch {torch.__version__}")
+        print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
+        length = f"{options.turns} turns of {options.steps} steps, batch {options.batch_size}"
+        print(f"length   medians of {length}", flush=True)
+        compare_loops(options, runtime, 3 * 2 * multiply_adds)  # forward, backward for activations and for weights
     return 0
 
 

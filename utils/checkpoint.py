@@ -1,101 +1,176 @@
-"""Checkpoints on disk: how they are written, found and read. utils/contents.py says what is in one."""
+"""Checkpoints: what an `epoch_NN.pth` holds, and how it is written, found, checked and read.
+
+A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
+code from the file, reads it:
+
+    format      6
+    epoch       the epoch after which it was saved, from 1
+    model       the state dict of the network
+    optimizer   its state dict; resuming takes the momentum from it, the rest follows from the options
+    scheduler   its state dict; resuming makes another, and moves it to this epoch
+    history     a list of rows, see utils/history.py
+    config      the fields of `Config`
+
+A file of weights to take away, as in models/, has `format`, `model` and `config` alone.
+
+A file that was written once is read by every later version: a field of `Config` that it lacks takes the default below,
+an option that it lacks the default on the command line. So give each the default that changes nothing.
+"""
 
 import contextlib
-import csv
+import hashlib
 import io
-import os
+import math
 import pickle
-import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout  # torch depends on it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.contents import KEYS, WEIGHTS_KEYS, check_archive, check_contents, check_tensor, require
 from utils.errors import UserError, first_line
-from utils.files import PARTIAL, write_file
-from utils.history import COLUMNS
+from utils.files import epoch_path, saved_epochs, write_file
+from utils.history import check_rows, write_csv
 
+FORMAT = 6  # of what is written, and the oldest that is read
 DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 STATISTICS = "running_mean", "running_var", "num_batches_tracked"  # of batch norms: no parameters
 
 
-def path_of(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch_{epoch:02d}.pth"
+@dataclass(frozen=True)
+class Config:
+    """What, besides the weights, rebuilds and tests the network, and repeats the run."""
+
+    options: dict  # the recipe, without the network's options
+    network: dict  # the arguments of ResidualCNN
+    mean: list[float]  # of each channel of the training images, on a scale from 0 to 1
+    std: list[float]
+    teacher: str | None  # the fingerprint of the network whose logits were learned, too
+    changed: str = ""  # the options that differ from the defaults, as on a command line; to be shown, never read
+
+    def __post_init__(self):
+        _require(isinstance(self.options, dict) and isinstance(self.network, dict), "its config holds no options")
+        for name, value in (self.options | self.network).items():
+            plain = all(_is_plain(each) for each in (value if isinstance(value, list) else [value]))
+            _require(
+                isinstance(name, str) and name.isidentifier() and plain, f"its option {name!r} is not a plain value"
+            )
+        _require(self.options.get("data") in ("cifar10", "synthetic"), "its option 'data' is missing or unknown")
+        shown = all(type(self.options.get(name)) is int for name in ("epochs", "seed"))
+        _require(shown, "its options 'epochs' and 'seed' are missing or no numbers")
+        for values, low in (self.mean, 0), (self.std, 1e-9):
+            numbers = isinstance(values, list) and all(type(value) is float and low <= value <= 1 for value in values)
+            _require(numbers and len(values) == 3, "its mean and std are not those of images")
+        teacher = self.teacher
+        _require(teacher is None or (isinstance(teacher, str) and len(teacher) == 64), "its teacher is no fingerprint")
+        _require(isinstance(self.changed, str) and self.changed.isprintable(), "its changed options are no text")
+
+    @property
+    def recipe(self) -> dict:
+        """Every option of the recipe, the network's among them."""
+        return self.options | self.network
 
 
-def saved_epochs(folder: Path) -> list[int]:
-    """The epochs whose checkpoints are in `folder`, ascending; none if there is no such folder."""
-    try:
-        names = os.listdir(folder)  # unlike Path.glob, which takes a folder that may not be read for an empty one
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"epoch_(\d+)\.pth", name))}
-    return sorted(epoch for epoch in numbers if path_of(folder, epoch).exists())
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read from `path` and checked; a file of weights alone has no epoch."""
+
+    path: Path
+    model: dict[str, Tensor]
+    config: Config
+    epoch: int = 0
+    history: tuple[dict, ...] | list[dict] = ()
+    optimizer: dict | None = None
+    scheduler: dict | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(tensor.numel() for name, tensor in self.model.items() if not name.endswith(STATISTICS))
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells the weights of one network from those of another, in whichever file they are."""
+        return hashlib.sha256(b"".join(self.model[name].numpy().tobytes() for name in sorted(self.model))).hexdigest()
+
+    def check_images(self, mean: list[float], std: list[float], advice: str) -> None:
+        """Raise `UserError` with `advice` unless the network was trained on images of this mean and deviation."""
+        if not np.allclose((self.config.mean, self.config.std), (mean, std), atol=1e-6):  # devices round differently
+            raise UserError(f"{self.path} was trained on other images; {advice}")
+
+    def check_teacher(self, path: Path | None, fingerprint: str | None) -> None:
+        """Raise `UserError` unless the teacher in `path`, of this fingerprint, is the one that the run began with."""
+        began_with = self.config.teacher
+        if fingerprint and not began_with:
+            advice = "leave out --teacher, or name another --checkpoint-dir"
+            raise UserError(f"{self.path} was trained without a teacher; {advice}")
+        if fingerprint != began_with:
+            which = f"another teacher than {path}" if path else "a teacher"
+            raise UserError(f"{self.path} was trained with {which}; give that one with --teacher")
+
+    def build_network(self, network_class: Callable[..., nn.Module], advice: str = ADVICE) -> nn.Module:
+        """The network that it describes, with its weights, on the CPU."""
+        with errors_name_file(self.path, advice):
+            with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
+                network = network_class(**self.config.network)
+            expected, found = (
+                {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+                for state in (network.state_dict(), self.model)
+            )
+            _require(found == expected, "its weights are those of another network than it describes")
+            network.load_state_dict(self.model, assign=True)
+        return network
+
+    def restore_training(self, optimizer: Optimizer, scheduler: LRScheduler, steps_per_epoch: int) -> None:
+        """Give a fresh optimiser its momentum; `scheduler` must be at this epoch by now.
+
+        All else in both follows from the options, so that no file can forge it.
+        """
+        (group,) = optimizer.param_groups
+        with errors_name_file(self.path):
+            # Earlier versions counted steps where the schedule counts epochs.
+            at_this_epoch = scheduler.last_epoch, self.epoch * steps_per_epoch
+            _require(self.scheduler.get("last_epoch") in at_this_epoch, "its scheduler is at another step")
+            saved = self.optimizer["state"]
+            for number, parameter in enumerate(group["params"] if group["momentum"] else ()):
+                buffer = saved.get(number, {}).get("momentum_buffer")
+                fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (parameter.shape, parameter.dtype)
+                _require(fits, "its optimizer does not have the momentum of these weights")
+                _check_tensor("its momentum", buffer)
+                # In the parameter's own memory format, without which a fused SGD would mix up its elements.
+                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
 
 
-def claimed(folder: Path) -> contextlib.AbstractContextManager:
-    """Make `folder` if need be and hold it for this run alone. A run that was killed leaves no claim behind.
-
-    Raises:
-        UserError: if another run holds it, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
-
-
-def check_newest(folder: Path, saved: dict | None) -> None:
-    """Make sure that `saved` is still the newest checkpoint in `folder`, or that there still is none.
-
-    Raises:
-        UserError: if another run has come between.
-    """
-    if max(saved_epochs(folder), default=None) != (saved and saved["epoch"]):
-        raise UserError(f"another run has just written to {folder}; start again")
-
-
-def clear_partial(folder: Path) -> None:
-    """Remove what a save that was cut off has left in `folder`."""
-    for path in folder.glob("*" + PARTIAL):
-        if re.fullmatch(r"(epoch_\d+\.pth|history\.csv)(\.\d+)?", path.stem):
-            path.unlink()
-
-
-def clear(folder: Path) -> None:
-    """Remove a run from `folder`: its checkpoints, its history and leftovers; nothing else."""
-    clear_partial(folder)
-    for epoch in saved_epochs(folder):
-        path_of(folder, epoch).unlink()
-    (folder / "history.csv").unlink(missing_ok=True)
-
-
-def save(folder: Path, checkpoint: dict) -> None:
-    """Write the checkpoint of an epoch, and history.csv beside it.
+def save(
+    folder: Path, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[dict], config: Config
+) -> None:
+    """Write the checkpoint of the newest epoch in `history`, and history.csv beside it.
 
     Under its final name a file is there whole or not at all, whenever the process or the machine stops.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written.
     """
-    _write(path_of(folder, checkpoint["epoch"]), checkpoint)
-    save_history(folder, checkpoint["history"])
+    checkpoint = {
+        "format": FORMAT,
+        "epoch": history[-1]["epoch"],
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "history": history,
+        "config": asdict(config),
+    }
+    _write(epoch_path(folder, checkpoint["epoch"]), checkpoint)
+    write_csv(folder, history)
 
 
-def save_weights(path: Path, checkpoint: dict) -> None:
-    """Write what classifying needs, without the state of training. Raises as `save` does."""
-    _write(path, {key: checkpoint[key] for key in WEIGHTS_KEYS})
+def save_weights(path: Path, checkpoint: Checkpoint) -> None:
+    """Write what classifying needs, without the state of training."""
+    _write(path, {"format": FORMAT, "model": checkpoint.model, "config": asdict(checkpoint.config)})
 
 
 def _write(path: Path, content: dict) -> None:
@@ -104,24 +179,109 @@ def _write(path: Path, content: dict) -> None:
     write_file(path, buffer.getbuffer(), DISK_ADVICE)
 
 
-def save_history(folder: Path, history: list[dict]) -> None:
-    """Write history.csv, unless it is there already with these rows. Raises as `save` does."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    table, path = text.getvalue().encode(), folder / "history.csv"
-    if not path.exists() or path.read_bytes() != table:
-        write_file(path, table, DISK_ADVICE)
+def load(path: Path, advice: str = ADVICE, weights_only: bool = False) -> Checkpoint:
+    """The checkpoint in `path`, checked in every part that can be checked without the network. Runs no code from it.
+
+    `weights_only`: a file of weights alone will do.
+    """
+    with errors_name_file(path, advice):
+        data = path.read_bytes()
+        _check_archive(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on strange files, which end as errors below
+            try:
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:  # whose text advises to run what is in the file
+                raise ValueError("it holds more than tensors and plain values") from error
+        checkpoint = _check_content(path, content, weights_only)
+        for name, tensor in checkpoint.model.items():
+            _require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is not a state dict")
+            _require(tensor.untyped_storage().nbytes() <= len(data), f"model's {name!r} is larger than the file")
+            _check_tensor(f"model's {name!r}", tensor)
+    return checkpoint
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The checkpoint of the newest epoch in `folder`, None where there is none."""
+    newest, *older = [epoch_path(folder, epoch) for epoch in reversed(saved_epochs(folder))] or [None]
+    if newest is None:
+        return None
+    try:
+        return load(newest)
+    except UserError:
+        advice = "no other epoch is usable, start anew in another --checkpoint-dir"
+        for path in older:
+            with contextlib.suppress(UserError):
+                load(path)
+                advice = f"move it away to go on from {path}"
+                break
+        return load(newest, advice)  # to fail again, with that
+
+
+def starting_point(folder: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """The checkpoint that a run in `folder` goes on from; None: it starts from scratch."""
+    if overwrite:
+        return None
+    if not saved_epochs(folder):
+        if (folder / "history.csv").exists():
+            raise UserError(f"{folder / 'history.csv'} is there without its epochs; move it away, or use --overwrite")
+        return None
+    if not resume:
+        advice = "go on with --resume, remove it with --overwrite, or name another --checkpoint-dir"
+        raise UserError(f"{folder} holds a run; {advice}")
+    return load_newest(folder)
+
+
+def _check_content(path: Path, content: object, weights_only: bool) -> Checkpoint:
+    _require(isinstance(content, dict), "it does not hold a dict")
+    found = content.get("format")
+    if type(found) is int:  # before the rest, which may not be there in another format
+        _require(found <= FORMAT, f"it is of format {found}, newer than this program, which reads {FORMAT}")
+        _require(found == FORMAT, f"it is of format {found}, of an older program; this one reads {FORMAT}")
+    kinds = {"format": int, "model": dict, "config": dict}
+    if not weights_only:
+        kinds |= {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
+    for key, kind in kinds.items():
+        _require(isinstance(content.get(key), kind), f"its {key!r} is missing or not a {kind.__name__}")
+    config = Config(**content["config"])
+    if weights_only:
+        return Checkpoint(path, content["model"], config)
+    epoch, history = content["epoch"], check_rows(content["history"])
+    _require(epoch >= 1 and len(history) == epoch, "its history does not have one row per epoch")
+    _require(path.name == epoch_path(path.parent, epoch).name, "its name is that of another epoch")
+    return Checkpoint(path, content["model"], config, epoch, history, content["optimizer"], content["scheduler"])
+
+
+def _check_archive(data: bytes) -> None:
+    """Compare the check sums in the file, which `torch.load` does not; refuse what would be larger unpacked."""
+    _require(zipfile.is_zipfile(io.BytesIO(data)), "it is damaged, cut short or something else")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is a compressed archive")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    dense = tensor.layout == torch.strided and (
+        tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    )
+    _require(dense, f"{name} is not a dense tensor")
+    _require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)
 
 
 @contextlib.contextmanager
-def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
-    """What fails in this block is the fault of the checkpoint in `path`; `advice` says what to do about it.
-
-    Raises:
-        UserError: in place of what the block raises.
-    """
+def errors_name_file(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """What fails in this block is the fault of the checkpoint in `path`; `advice` says what to do about it."""
     try:
         yield
     except torch.OutOfMemoryError:  # of a GPU: not the fault of the file
@@ -129,108 +289,3 @@ def usable(path: Path, advice: str = ADVICE) -> Iterator[None]:
     except Exception as error:  # a file from anywhere can fail in any way
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} is not a usable checkpoint: {reason}; {advice}") from error
-
-
-def load(path: Path, keys: dict[str, type] = KEYS, advice: str = ADVICE) -> dict:
-    """The checkpoint in `path`, checked in every part that can be checked without the network. Runs no code from it.
-
-    `keys` are those it must have: `WEIGHTS_KEYS` for what `save_weights` has written.
-
-    Raises:
-        UserError: if there is none, or it is damaged, of a newer format or not one of ours.
-    """
-    with usable(path, advice):
-        data = path.read_bytes()
-        check_archive(data)
-        with warnings.catch_warnings(action="ignore"):  # remarks on strange files, which end as errors below
-            try:
-                checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:  # whose text advises to run what is in the file
-                raise ValueError("it holds more than tensors and plain values") from error
-        check_contents(checkpoint, keys, len(data))
-        if "epoch" in keys:
-            require(path.name == path_of(path.parent, checkpoint["epoch"]).name, "its name is that of another epoch")
-    return checkpoint
-
-
-def load_newest(folder: Path) -> dict | None:
-    """The checkpoint of the newest epoch in `folder`, None where there is none.
-
-    Raises:
-        UserError: if it is not usable; the line names the newest epoch that is.
-    """
-    paths = [path_of(folder, epoch) for epoch in reversed(saved_epochs(folder))]
-    if not paths:
-        return None
-    try:
-        return load(paths[0])
-    except UserError:
-        advice = "no other epoch is usable, start anew in another --checkpoint-dir"
-        for path in paths[1:]:
-            with contextlib.suppress(UserError):
-                load(path)
-                advice = f"move it away to go on from {path}"
-                break
-        return load(paths[0], advice=advice)  # to fail again, with that
-
-
-def rebuild_network(
-    path: Path, checkpoint: dict, network_class: Callable[..., nn.Module], advice: str = ADVICE
-) -> nn.Module:
-    """The network that the checkpoint from `path` describes, with its weights, on the CPU.
-
-    Raises:
-        UserError: if description and weights do not belong together.
-    """
-    arguments, weights = checkpoint["config"]["network"], checkpoint["model"]
-    with usable(path, advice):
-        require(sum(arguments["blocks"]) <= len(weights), "its weights are those of another network than it describes")
-        with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
-            network = network_class(**arguments)
-        expected, found = (
-            {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-            for state in (network.state_dict(), weights)
-        )
-        require(found == expected, "its weights are those of another network than it describes")
-        network.load_state_dict(weights, assign=True)
-    return network
-
-
-def check_images(path: Path, checkpoint: dict, mean: list[float], std: list[float], advice: str) -> None:
-    """Make sure that the network in the checkpoint from `path` was trained on images of this `mean` and `std`.
-
-    Raises:
-        UserError: if it was not; `advice` says what to do about it.
-    """
-    config = checkpoint["config"]
-    if not np.allclose((config["mean"], config["std"]), (mean, std), atol=1e-6):  # devices round differently
-        raise UserError(f"{path} was trained on other images; {advice}")
-
-
-def trainable_parameters(checkpoint: dict) -> int:
-    """Number of trainable parameters of the network in a checkpoint."""
-    return sum(tensor.numel() for name, tensor in checkpoint["model"].items() if not name.endswith(STATISTICS))
-
-
-def restore_training(path: Path, checkpoint: dict, optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
-    """Put fresh optimizer and scheduler into the state they had when the checkpoint from `path` was saved.
-
-    All of it but the momentum follows from the options and the number of `steps`, so that no file can forge it.
-
-    Raises:
-        UserError: if the checkpoint is of another step, or without the momentum of these weights.
-    """
-    with warnings.catch_warnings(action="ignore"):  # it misses the steps of the optimizer
-        for _ in range(steps):
-            scheduler.step()
-    (group,) = optimizer.param_groups
-    with usable(path):
-        require(checkpoint["scheduler"].get("last_epoch") == steps, "its scheduler is at another step")
-        saved = checkpoint["optimizer"]["state"]
-        for number, parameter in enumerate(group["params"] if group["momentum"] else ()):
-            buffer = saved.get(number, {}).get("momentum_buffer")
-            fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (parameter.shape, parameter.dtype)
-            require(fits, "its optimizer does not have the momentum of these weights")
-            check_tensor("its momentum", buffer)
-            # In the parameter's own memory format, without which a fused SGD would mix up its elements.
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

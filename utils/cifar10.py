@@ -31,11 +31,7 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte, after which the next server i
 
 
 def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or the test set, fetched if need be.
-
-    Raises:
-        UserError: if CIFAR-10 is not in `data_dir` and cannot be downloaded.
-    """
+    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or the test set, fetched if need be."""
     try:
         dataset = _open(data_dir, train)
         if dataset is None:

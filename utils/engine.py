@@ -1,98 +1,158 @@
-"""One epoch of training, predictions and their loss, and the schedule of the learning rate."""
+"""The training step and its loss, one epoch of steps, the schedule of the learning rate, and evaluation."""
 
 import argparse
 import math
+import warnings
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
-from utils import distillation
+from utils.errors import UserError
 from utils.runtime import Runtime
 
-Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's share
+Batch = tuple[Tensor, Tensor]  # images, float (B, 3, 32, 32), and labels, int64 (B,): this process's shard
+Forward = Callable[[Tensor], Tensor]  # images -> logits (B, classes): a network, or its compiled or parallel form
+
+WARMUP = 0.15  # of one cycle's steps, up to --lr; the others lead down (docs/experiments.md)
+# The teacher's part of the loss, and the temperature that softens the probabilities in it: those of others on CIFAR
+# (github.com/HobbitLong/RepDistiller).
+TEACHER_WEIGHT, TEMPERATURE = 0.9, 4.0
 # How many training images, uncropped, batch norm's statistics are computed from when an epoch is over: those gathered
 # during it are of cropped images, and of weights that have changed since (PreciseBN, arXiv 2105.07576, section 3).
 STATISTICS_IMAGES = 2_000
-WARMUP = 0.15  # of the steps of one cycle, up to --lr; the rest lead down (docs/accuracy.md)
+# Images that at most go through the network at once when an epoch is over. On a CPU they fit into the memory that a
+# training step has left, and more are no faster; on a GPU they take fewer launches.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 
 def build_scheduler(optimizer: Optimizer, options: argparse.Namespace, steps_per_epoch: int) -> LRScheduler:
-    """The learning rate's course, to be stepped after every step of the optimiser."""
+    """The course of the learning rate that `options.schedule` names.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    if options.schedule == "step":
+        return StepLR(optimizer, options.step_size, options.gamma)
     if options.schedule == "one-cycle":  # in straight lines up to --lr and down to nothing (arXiv 1708.07120)
         steps = options.epochs * steps_per_epoch
         return OneCycleLR(
             optimizer, options.lr, steps, pct_start=WARMUP, anneal_strategy="linear", cycle_momentum=False
         )
-    return StepLR(optimizer, options.step_size * steps_per_epoch, options.gamma)
+    raise ValueError(f"no schedule is called {options.schedule!r}")
 
 
-class Step:
-    """One step of the optimiser on a batch; adds its loss and its number of correct predictions to `totals`.
+def moves_every_step(scheduler: LRScheduler) -> bool:
+    """Whether the learning rate changes after each step; if not, it does so after each epoch."""
+    return isinstance(scheduler, OneCycleLR)
 
-    `totals` stays on the device, so that no step waits for that. The loss in it is that without label smoothing and
-    teacher, as in `loss_and_accuracy`. `forward` is the network, or its compiled or parallel form; `teacher`: another
-    network, compiled or not, whose answers are learned as well as the labels.
+
+def skip_epochs(scheduler: LRScheduler, epochs: int, steps_per_epoch: int) -> None:
+    """Bring a new scheduler to where it is after so many epochs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it misses the steps of the optimiser
+        for _ in range(epochs * (steps_per_epoch if moves_every_step(scheduler) else 1)):
+            scheduler.step()
+
+
+class TrainingStep:
+    """One step of the optimiser on a batch.
+
+    Adds the batch's loss and its number of correct predictions to `totals`, which stays on the device, so that no step
+    waits for it. The loss in `totals` is the cross-entropy with the labels, whatever else is learned.
+
+    Attributes:
+        forward: the network, or its parallel or compiled form.
+        teacher: another network, whose logits are learned as well as the labels; or None.
     """
 
     def __init__(
         self,
-        forward: Callable[[Tensor], Tensor],
+        forward: Forward,
         optimizer: Optimizer,
         runtime: Runtime,
         label_smoothing: float = 0.0,
-        teacher: Callable[[Tensor], Tensor] | None = None,
+        teacher: Forward | None = None,
     ):
-        self.forward, self.optimizer, self.label_smoothing = forward, optimizer, label_smoothing
-        self.teacher = teacher
-        self.world_size = runtime.world_size
+        self.forward, self.optimizer, self.runtime = forward, optimizer, runtime
+        self.label_smoothing, self.teacher = label_smoothing, teacher
         self.totals = torch.zeros(2, device=runtime.device)
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:
-        """Learn from images (B, 3, H, W) and labels (B,), this process's share of a batch of `size` images."""
+        """Learn from images (B, 3, H, W) and labels (B,), this process's shard of a batch of `size` images."""
         logits = self.forward(images)
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
-        if self.teacher:
-            with torch.no_grad():
-                answers = self.teacher(images)
-            loss = torch.lerp(loss, distillation.loss(logits, answers), distillation.SHARE)
+        loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
-        (loss * self.world_size / size).backward()  # the batch's mean: DDP divides by world_size
+        (loss * self.runtime.world_size / size).backward()  # the batch's mean: DDP divides by the world size
         self.optimizer.step()
         if self.label_smoothing or self.teacher:
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         self.totals += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
 
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """What is learned: the cross-entropy with the labels, summed over the images, and the teacher's part."""
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        if self.teacher:
+            with torch.no_grad():
+                teacher_logits = self.teacher(images)
+            loss = torch.lerp(loss, distillation_loss(logits, teacher_logits), TEACHER_WEIGHT)
+        return loss
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """How far the softened probabilities are from the teacher's, summed over the images; logits (B, classes).
+
+    Hinton et al., arXiv 1503.02531. The temperature's square keeps the size of the gradients.
+    """
+    student, teacher = (F.log_softmax(values / TEMPERATURE, dim=1) for values in (logits, teacher_logits))
+    return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
+
 
 def train_one_epoch(
     network: nn.Module,
-    step: Step,
+    step: Callable[[Tensor, Tensor, int], None],
     batches: Iterable[Batch],
     scheduler: LRScheduler,
     runtime: Runtime,
     on_step: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """One step of optimiser and scheduler per batch; returns mean loss and accuracy over the images, as augmented.
+    """A step for each batch; returns mean loss and accuracy over the images, as augmented.
 
-    `batches.sizes` has the sizes of the whole batches. Nothing in the loop waits for the device.
+    `step` is a `TrainingStep`, or its accelerated form. Nothing in the loop waits for the device.
     """
     network.train()
     step.totals.zero_()
     for (images, labels), size in zip(batches, batches.sizes):
         step(images, labels, size)
-        scheduler.step()
+        if moves_every_step(scheduler):
+            scheduler.step()
         on_step()
+    if not moves_every_step(scheduler):
+        scheduler.step()
     loss_sum, correct = runtime.all_reduce(*step.totals.tolist())
     return loss_sum / sum(batches.sizes), correct / sum(batches.sizes)
 
 
-def is_finite(loss: float, network: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether loss, weights, batch norm's statistics and momentum all are; waits for the device once."""
+def check_finite(row: dict, network: nn.Module, optimizer: Optimizer) -> None:
+    """Raise `UserError` unless losses, weights, batch norm's statistics and momentum all are finite numbers.
+
+    Waits for the device once.
+    """
     momentum = [buffer for state in optimizer.state.values() for buffer in state.values()]
-    return math.isfinite(loss + sum(tensor.sum() for tensor in [*network.state_dict().values(), *momentum]))
+    total = sum(tensor.sum() for tensor in [*network.state_dict().values(), *momentum])
+    if not math.isfinite(row["train_loss"] + row["val_loss"] + total):
+        raise UserError(
+            f"loss or weights of epoch {row['epoch']} are not finite: training has diverged; try a smaller --lr"
+        )
+
+
+def evaluate(network: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> tuple[float, float]:
+    """Mean loss and accuracy over the images of all processes."""
+    return loss_and_accuracy(*predict(network, batches), runtime)
 
 
 @torch.inference_mode()
@@ -104,7 +164,7 @@ def predict(network: nn.Module, batches: Iterable[Batch], views: int = 1) -> tup
     return logits, labels
 
 
-def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int) -> Tensor:
+def mean_logits(network: Forward, images: Tensor, views: int) -> Tensor:
     """Logits (B, classes) of images (B, 3, H, W), each seen in 1, 2 or 6 `views`; the time grows with them.
 
     1: as it is. 2: the mean of it and its mirror image. 6: half of that, and a quarter each of the same for the image
@@ -122,8 +182,25 @@ def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, views: int)
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor, runtime: Runtime) -> tuple[float, float]:
-    """Mean cross-entropy and share of correct predictions over all processes; logits (N, classes), labels (N,)."""
+    """Mean cross-entropy and part of correct predictions over all processes; logits (N, classes), labels (N,)."""
     loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
     correct = (logits.argmax(dim=1) == labels).sum().item()
     loss_sum, correct, count = runtime.all_reduce(loss, correct, len(labels))
     return loss_sum / count, correct / count
+
+
+def evaluation_batch(count: int, device: torch.device) -> int:
+    """How many of `count` images to pass through the network at once: batches of about the same size.
+
+    To `update_bn`, which computes batch norm's statistics, each batch counts alike.
+    """
+    most = EVALUATION_BATCH.get(device.type, 125)
+    return math.ceil(count / math.ceil(count / most))
+
+
+def derived_seed(*numbers: int) -> int:
+    """One seed from several numbers, well mixed: (seed, epoch) draws nothing like (seed, epoch + 1).
+
+    A last number of zero counts for nothing: (seed, epoch, 0) is (seed, epoch).
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

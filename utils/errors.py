@@ -12,7 +12,10 @@ SECONDS_TO_SPEAK = 5.0
 
 
 class UserError(Exception):
-    """Trouble whose cause lies outside the code. Its text is one line: what happened; what to do."""
+    """Trouble whose cause lies outside the code. Its text is one line: what happened; what to do.
+
+    Whatever function meets such trouble raises it, throughout the project; docstrings do not repeat that.
+    """
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,21 +1,22 @@
-"""Files that are never half-written, and the folders they go into."""
+"""Files that are never half-written, and the folder of a run: its files and its lock."""
 
 import contextlib
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
 PARTIAL = ".partial"  # the ending of a file that is still being written
+LOCK = ".lock"  # the file in a run's folder that the run holds
 
 
 def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
-    """Write a file in such a way that whoever looks, now or after a power cut, sees the old one or the new one, whole.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written; `advice` says what to do about it.
-    """
+    """Write a file so that whoever looks, now or after a power cut, sees the old one or the new one, whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # two programs may write the same file
     try:
         with open(partial, "wb") as file:
@@ -31,14 +32,68 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
 
 
 def make_folder(folder: Path, advice: str) -> None:
-    """Make a folder, and find out before the work whose result goes into it whether that can be written.
-
-    Raises:
-        UserError: if not; `advice` says what to do about it.
-    """
+    """Make a folder, and find out before the work whose result goes into it whether that can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch_{epoch:02d}.pth"
+
+
+def saved_epochs(folder: Path) -> list[int]:
+    """The epochs whose checkpoints are in `folder`, ascending; none if there is no such folder."""
+    try:
+        names = os.listdir(folder)  # unlike Path.glob, which takes a folder that may not be read for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"epoch_(\d+)\.pth", name))}
+    return sorted(epoch for epoch in numbers if epoch_path(folder, epoch).exists())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Make `folder` if need be, and hold it for this run alone. A run that was killed leaves nothing locked.
+
+    A folder that was made for nothing is removed again. `wanted`: if not, do nothing.
+    """
+    if not wanted:
+        yield
+        return
+    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
+    with lock:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if new_folders and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    for each in new_folders:
+                        each.rmdir()
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a save that was cut off has left in `folder`."""
+    for path in folder.glob("*" + PARTIAL):
+        if re.fullmatch(r"(epoch_\d+\.pth|history\.csv)(\.\d+)?", path.stem):
+            path.unlink()
+
+
+def prepare_run(folder: Path, overwrite: bool) -> None:
+    """Remove leftovers from `folder`, and to `overwrite` the run that is in it, too; nothing else."""
+    remove_partial(folder)
+    if overwrite:
+        for epoch in saved_epochs(folder):
+            epoch_path(folder, epoch).unlink()
+        (folder / "history.csv").unlink(missing_ok=True)

@@ -18,7 +18,8 @@ def read_image(path: Path) -> Tensor:
         UserError: if it cannot be read, is no picture, or has more pixels than Pillow thinks sane (179 million).
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # they are in Pillow's terms, not in a user's
             upright = ImageOps.exif_transpose(picture)
             side = min(upright.size)
             left, top = (upright.width - side) // 2, (upright.height - side) // 2
@@ -36,15 +37,10 @@ def read_image(path: Path) -> Tensor:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """In 8 bits a channel, and on white where it is transparent."""
-    if picture.mode.startswith(("I", "F")):
-        picture = _to_8_bits(picture)
+    if picture.mode.startswith(("I", "F")):  # grey levels of 16 bits, 32 bits or floats
+        levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
+        usual = [65535] if picture.mode.startswith("I;16") else [1, 255, 65535]
+        white = next(level for level in [*usual, levels.max()] if level >= levels.max())  # the least that fits
+        picture = Image.fromarray((255 * levels / white).round().astype(np.uint8))
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits, 32 bits or floats; what counts as white is the least usual level that none exceeds."""
-    levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
-    usual = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535) if picture.mode == "F" else (255, 65535)
-    white = next((level for level in usual if levels.max() <= level), levels.max())
-    return Image.fromarray((255 * levels / white).round().astype(np.uint8))
