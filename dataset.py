@@ -12,7 +12,6 @@ from utils import cifar10
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAINING_IMAGES = {"cifar10": 45_000, "synthetic": 4_500}
-VALIDATION_FRACTION = 0.1  # the last tenth of the training set
 IMAGE_SIDE = 32  # pixels
 IMAGES_AHEAD = 8_192  # augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
 PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
@@ -37,9 +36,9 @@ class Split:
 
 def load_training(data: str, data_dir: Path) -> tuple[Split, Split]:
     """The training and the validation split of `data`, "cifar10" (45,000 / 5,000) or "synthetic" (4,500 / 500)."""
-    split = _draw_synthetic(5_000, seed=1) if data == "synthetic" else Split(*cifar10.read(data_dir, train=True))
-    first_of_validation = len(split) - int(VALIDATION_FRACTION * len(split))
-    return split[:first_of_validation], split[first_of_validation:]
+    both = _draw_synthetic(5_000, seed=1) if data == "synthetic" else Split(*cifar10.read(data_dir, train=True))
+    training_images = len(both) - len(both) // 10  # the last tenth is for validation
+    return both[:training_images], both[training_images:]
 
 
 def load_test(data: str, data_dir: Path) -> Split:
@@ -91,8 +90,10 @@ class Batches:
         self.sizes = [min(batch_size, len(split) - start) for start in range(0, len(split), batch_size)]
         device = split.images.device
         self.ahead = 1 if device.type == "cpu" else max(1, IMAGES_AHEAD // batch_size)
-        self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
-        self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+        # On the scale of the pixels, from 0 to 255.
+        self.mean, self.std = (
+            255 * torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std)
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -117,15 +118,13 @@ class Batches:
         order = torch.randperm(len(self.split), generator=generator)
         draws = draw_augmentation(len(self.split), generator)
         parts = list(self._parts())
-        own = torch.cat([torch.arange(part.start, part.stop) for part in parts])
-        sizes = [part.stop - part.start for part in parts]
-        groups = [sizes[first : first + self.ahead] for first in range(0, len(sizes), self.ahead)]
-        counts = [sum(group) for group in groups]
-        device = self.split.images.device
-        by_group = (draw[..., own].to(device).split(counts, dim=-1) for draw in (order, *draws))
-        for group, index, *drawn in zip(groups, *by_group):
+        for first in range(0, len(parts), self.ahead):
+            group = parts[first : first + self.ahead]
+            sizes = [part.stop - part.start for part in group]
+            places = torch.cat([torch.arange(part.start, part.stop) for part in group])
+            index, *drawn = (draw[..., places].to(self.split.images.device) for draw in (order, *draws))
             images = augment(self._normalise(self.split.images[index]), *drawn, cutout=self.cutout)
-            yield from zip(images.split(group), self.split.labels[index].split(group))
+            yield from zip(images.split(sizes), self.split.labels[index].split(sizes))
 
     def _normalise(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)

@@ -80,18 +80,7 @@ def ask_for_epoch(folder: Path, epochs: list[int]) -> int:
             sys.exit()
         if answer.isdecimal() and int(answer) in epochs:
             return int(answer)
-        print(f"There is no epoch {answer!r}; choose from {listed(epochs)}, or leave with Ctrl-C.")
-
-
-def listed(epochs: list[int]) -> str:
-    """1-4, 6, 9-10 for [1, 2, 3, 4, 6, 9, 10]."""
-    ranges: list[list[int]] = []
-    for epoch in epochs:
-        if ranges and ranges[-1][1] == epoch - 1:
-            ranges[-1][1] = epoch
-        else:
-            ranges.append([epoch, epoch])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
+        print(f"There is no epoch {answer!r}; choose one of the table, or leave with Ctrl-C.")
 
 
 def print_verdict(title: str, logits: Tensor, labels: Tensor) -> None:
@@ -152,7 +141,7 @@ def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
         )
     epoch = options.epoch or ask_for_epoch(folder, epochs)
     if epoch not in epochs:
-        raise UserError(f"there is no epoch {epoch} in {folder}; choose from {listed(epochs)}")
+        raise UserError(f"there is no epoch {epoch} in {folder}; without --epoch, test.py shows those there are")
     return checkpoint.load(epoch_path(folder, epoch))
 
 

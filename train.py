@@ -84,10 +84,14 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
     given = parser.parse_args(argv)
     folder = given.checkpoint_dir
-    with start(given.device, given.deterministic) as runtime, files.locked(folder, runtime.is_main):
+    with (
+        start(given.device, given.deterministic) as runtime,
+        files.locked(folder) if runtime.is_main else contextlib.nullcontext(),
+    ):
         # 1. Where to start: from scratch, or after the newest epoch.
         saved = runtime.broadcast_from_main(lambda: checkpoint.starting_point(folder, given.resume, given.overwrite))
         options = decide(parser, argv, saved, runtime, TRAINING_IMAGES)
@@ -124,16 +128,15 @@ def main(argv: list[str] | None = None) -> int:
         if runtime.is_main:
             curve.prepare()
             files.prepare_run(folder, options.overwrite)
-            precision = describe_precision(options.precision, runtime.device)
-            machine = f"{runtime.describe()}, {precision}{', torch.compile' if compiled else ''}"
+            machine = f"{runtime.describe()}, {describe_precision(options.precision, runtime.device)}"
+            machine += ", torch.compile" if compiled else ""
             history.print_header(options, config.changed, curve.parameters, len(training), len(validation), machine)
             if saved:
-                history.write_csv(folder, rows)
-                more = "" if saved.epoch < options.epochs else ", the last one; for more, give --epochs"
-                print(f"resumed  after epoch {saved.epoch}{more}")
+                print(f"resumed  after epoch {saved.epoch} of {options.epochs}")
             elif options.resume:
                 print(f"note: no epoch in {folder} yet, starting with the options given")
-        with curve_and_way_on(argv, folder, curve, rows, runtime):
+        validation_batch = engine.evaluation_batch(len(validation), runtime.device)
+        with draw_curve_at_end(argv, folder, curve, rows, runtime):
             runtime.print(history.HEADER + "     left")
             for epoch in range(len(rows) + 1, options.epochs + 1):
                 started, lr = time.perf_counter(), scheduler.get_last_lr()[0]
@@ -147,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
                     )
                     training_seconds = time.perf_counter() - started
                     bar.set_description("validating")
-                    val_loss, val_accuracy = validate(network, training, validation, mean, std, runtime)
+                    refresh_batch_norm(network, training, mean, std, runtime)
+                    batches = Batches(validation, validation_batch, mean, std, shard=runtime.shard)
+                    val_loss, val_accuracy = engine.evaluate(network, batches, runtime)
                 row = {
                     "epoch": epoch,
                     "lr": lr,
@@ -178,8 +183,8 @@ def network_arguments(options: Options) -> dict:
 def build_config(parser: Parser, options: Options, mean: list[float], std: list[float], teacher: str | None) -> Config:
     """What a checkpoint keeps of the run besides weights and history."""
     network = network_arguments(options)
-    recipe = {name: getattr(options, name) for name in parser.recipe_names if name not in network}
-    return Config(recipe, network, mean, std, teacher, parser.changed(options, parser.recipe_names))
+    others = {name: getattr(options, name) for name in parser.recipe_names if name not in network}
+    return Config(others, network, mean, std, teacher, parser.changed(options, parser.recipe_names))
 
 
 def check_network(options: Options) -> None:
@@ -225,18 +230,13 @@ def load_teacher(
     return teacher, fingerprint
 
 
-def validate(
-    network: ResidualCNN, training: Split, validation: Split, mean: list[float], std: list[float], runtime: Runtime
-) -> tuple[float, float]:
-    """Loss and accuracy on the validation split, after batch norm's statistics were computed anew.
-
-    They are of training images as they are, without augmentation, in every process of the same ones.
-    """
+def refresh_batch_norm(
+    network: ResidualCNN, training: Split, mean: list[float], std: list[float], runtime: Runtime
+) -> None:
+    """Compute batch norm's statistics anew, from training images without augmentation, the same in every process."""
     few = training[: engine.STATISTICS_IMAGES]
     update_bn(Batches(few, engine.evaluation_batch(len(few), runtime.device), mean, std), network)
     runtime.broadcast_buffers(network)
-    size = engine.evaluation_batch(len(validation), runtime.device)
-    return engine.evaluate(network, Batches(validation, size, mean, std, shard=runtime.shard), runtime)
 
 
 def progress_bar(text: str, steps: int, runtime: Runtime) -> tqdm:
@@ -245,7 +245,7 @@ def progress_bar(text: str, steps: int, runtime: Runtime) -> tqdm:
 
 
 @contextlib.contextmanager
-def curve_and_way_on(
+def draw_curve_at_end(
     argv: list[str], folder: Path, curve: LossCurve, rows: list[dict], runtime: Runtime
 ) -> Iterator[None]:
     """Around the epochs: draw the curve when they end, early too; after an interruption say how to go on."""
@@ -256,7 +256,7 @@ def curve_and_way_on(
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(rows)
             if not isinstance(stop, UserError):  # on stderr: Ctrl-C ends a reader of stdout (`tee`), too
-                warn(way_on(argv, folder, runtime.world_size))
+                warn(resume_hint(argv, folder, runtime.world_size))
         if isinstance(stop, KeyboardInterrupt):
             sys.exit(interrupt_code(stop))
         raise
@@ -264,7 +264,7 @@ def curve_and_way_on(
         curve.draw(rows)
 
 
-def way_on(argv: list[str], folder: Path, processes: int) -> str:
+def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
     """After an interruption: what is kept, and the command that goes on."""
     kept = len(files.saved_epochs(folder))
     if kept == 0:

@@ -77,7 +77,7 @@ def test_resuming_a_finished_run_trains_no_epoch_and_changes_no_checkpoint(train
     undecided = ["--compile", "auto", "--precision", "auto"]  # by now they are
     assert train.main(["--checkpoint-dir", str(trained), "--resume", *undecided]) == 0
     out = capsys.readouterr().out
-    assert "resumed  after epoch 3, the last one; for more, give --epochs" in out and "\n   3" not in out
+    assert "resumed  after epoch 3 of 3" in out and "\n   3" not in out
     assert {path.name: path.stat().st_mtime_ns for path in trained.glob("[eh]*")} == before
 
 

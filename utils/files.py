@@ -11,13 +11,10 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
-PARTIAL = ".partial"  # the ending of a file that is still being written
-LOCK = ".lock"  # the file in a run's folder that the run holds
-
 
 def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
     """Write a file so that whoever looks, now or after a power cut, sees the old one or the new one, whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # two programs may write the same file
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two programs may write the same file
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -35,8 +32,7 @@ def make_folder(folder: Path, advice: str) -> None:
     """Make a folder, and find out before the work whose result goes into it whether that can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
 
@@ -56,18 +52,13 @@ def saved_epochs(folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Make `folder` if need be, and hold it for this run alone. A run that was killed leaves nothing locked.
-
-    A folder that was made for nothing is removed again. `wanted`: if not, do nothing.
-    """
-    if not wanted:
-        yield
-        return
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this run alone; remove it if it stays empty. A killed run leaves no lock."""
     new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
+    lock_file = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
+        lock = FileLock(lock_file).acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
     except OSError as error:
@@ -77,22 +68,17 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                if new_folders and os.listdir(folder) == [LOCK]:
-                    (folder / LOCK).unlink()
+                if new_folders and os.listdir(folder) == [lock_file.name]:
+                    lock_file.unlink()
                     for each in new_folders:
                         each.rmdir()
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a save that was cut off has left in `folder`."""
-    for path in folder.glob("*" + PARTIAL):
+def prepare_run(folder: Path, overwrite: bool) -> None:
+    """Remove what a save that was cut off has left in `folder`, and to `overwrite` the run in it; nothing else."""
+    for path in folder.glob("*.partial"):
         if re.fullmatch(r"(epoch_\d+\.pth|history\.csv)(\.\d+)?", path.stem):
             path.unlink()
-
-
-def prepare_run(folder: Path, overwrite: bool) -> None:
-    """Remove leftovers from `folder`, and to `overwrite` the run that is in it, too; nothing else."""
-    remove_partial(folder)
     if overwrite:
         for epoch in saved_epochs(folder):
             epoch_path(folder, epoch).unlink()

@@ -1,7 +1,4 @@
-"""The record of a run: a list with a row for each epoch, its line on the screen, and history.csv.
-
-A row is a dict with the keys of `COLUMNS`. The checkpoint carries the rows; history.csv and the curve are made of them.
-"""
+"""The record of a run: a row, a dict of `COLUMNS`, for each epoch; its line on the screen, and history.csv."""
 
 import argparse
 import csv
@@ -26,31 +23,18 @@ COLUMNS = {
 }
 LARGEST = 1e300  # of what is in a row: sums of several are still finite
 HEADER = "epoch       lr  train loss     acc  val loss     acc    time   img/s"
-ADVICE = "other files are untouched; fix that, then go on with --resume"
+DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
 
 
 def check_rows(rows: list) -> list[dict]:
-    """`rows` from a file, each with all columns.
-
-    Raises:
-        ValueError: if they are not one row for each epoch, from 1 on, with the columns of a history and no others.
-    """
-    checked = []
+    """`rows` from a file, each with all columns; `ValueError` unless they are one row an epoch, from 1 on."""
     for number, row in enumerate(rows, start=1):
-        complaint = f"row {number} of its history is not as expected"
-        if not (isinstance(row, dict) and row.keys() <= COLUMNS.keys()):
-            raise ValueError(complaint)
-        full = {name: row.get(name) for name in COLUMNS}
-        if not all(isinstance(full[name], kind) and _is_plain(full[name]) for name, kind in COLUMNS.items()):
-            raise ValueError(complaint)
-        if full["epoch"] != number:
-            raise ValueError(complaint)
-        checked.append(full)
-    return checked
-
-
-def _is_plain(value: float | None) -> bool:
-    return value is None or (not isinstance(value, bool) and 0 <= value < LARGEST)
+        usable = isinstance(row, dict) and row.keys() <= COLUMNS.keys()
+        usable = usable and all(isinstance(row.get(name), kind) for name, kind in COLUMNS.items())
+        usable = usable and all(value is None or 0 <= value < LARGEST for value in row.values())
+        if not (usable and type(row["epoch"]) is int and row["epoch"] == number):  # True is 1, too
+            raise ValueError(f"row {number} of its history is not as expected")
+    return [{name: row.get(name) for name in COLUMNS} for row in rows]
 
 
 def best_row(history: list[dict]) -> dict:
@@ -66,20 +50,13 @@ def write_csv(folder: Path, history: list[dict]) -> None:
     writer.writerows(history)
     table, path = text.getvalue().encode(), folder / "history.csv"
     if not path.exists() or path.read_bytes() != table:
-        write_file(path, table, ADVICE)
+        write_file(path, table, DISK_ADVICE)
 
 
 def print_header(
     options: argparse.Namespace, changed: str, parameters: int, training: int, validation: int, machine: str
 ) -> None:
-    """The facts of a run, a line each.
-
-    Args:
-        changed: the options that differ from the defaults.
-        parameters: how many of the network's are trainable.
-        training, validation: how many images each split has.
-        machine: what the run computes on, and how.
-    """
+    """The facts of a run, a line each; `changed`: the options that differ from the defaults."""
     images = "synthetic, not CIFAR-10" if options.data == "synthetic" else "CIFAR-10"
     epochs = count_epochs(options.epochs)
     megabytes = max(1, options.epochs * 8 * parameters / 1e6)  # weights and momentum, four bytes each
@@ -111,14 +88,11 @@ def count_epochs(count: int) -> str:
 def line(row: dict, best: bool) -> str:
     """A row below `HEADER`; the epoch of lowest validation loss has a star."""
     star = "*" if best else " "
-    train_loss, val_loss = (
-        f"{loss:.4f}" if loss < 1000 else f"{loss:.1e}" for loss in (row["train_loss"], row["val_loss"])
-    )
+    losses = row["train_loss"], row["val_loss"]
+    train, validation = (f"{loss:.4f}" if loss < 1000 else f"{loss:.1e}" for loss in losses)
     return (
-        f"{row['epoch']:4d}{star}{row['lr']:9.3g}"
-        f"{train_loss:>12}{row['train_accuracy']:8.2%}"
-        f"{val_loss:>10}{row['val_accuracy']:8.2%}"
-        f"{duration(row['seconds']):>8}{row['images_per_second']:8.0f}"
+        f"{row['epoch']:4d}{star}{row['lr']:9.3g}{train:>12}{row['train_accuracy']:8.2%}"
+        f"{validation:>10}{row['val_accuracy']:8.2%}{duration(row['seconds']):>8}{row['images_per_second']:8.0f}"
     )
 
 

@@ -12,11 +12,7 @@ from utils.errors import UserError, first_line
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture of any size and kind that Pillow reads, as uint8 (3, 32, 32): its middle square, made smaller.
-
-    Raises:
-        UserError: if it cannot be read, is no picture, or has more pixels than Pillow thinks sane (179 million).
-    """
+    """Read a picture of any size and kind that Pillow knows, as uint8 (3, 32, 32): its middle square, made smaller."""
     try:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore")  # they are in Pillow's terms, not in a user's
@@ -27,7 +23,7 @@ def read_image(path: Path) -> Tensor:
             small = square.resize((32, 32), Image.Resampling.LANCZOS)  # an antialiasing filter
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no picture of a known format; save it as PNG or JPEG") from error
-    except Image.DecompressionBombError as error:
+    except Image.DecompressionBombError as error:  # more pixels than Pillow thinks sane: 179 million
         raise UserError(f"{path} is too large a picture ({first_line(error)}); make it smaller first") from error
     except Exception as error:  # a file from anywhere can fail in any way
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -36,7 +32,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """In 8 bits a channel, and on white where it is transparent."""
+    """Convert to 8 bits a channel, and put what is transparent on white."""
     if picture.mode.startswith(("I", "F")):  # grey levels of 16 bits, 32 bits or floats
         levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
         usual = [65535] if picture.mode.startswith("I;16") else [1, 255, 65535]

@@ -30,26 +30,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations of options; raises `UserError` where argparse would print its usage.
-
-    Attributes:
-        recipe: a parser of the options that a checkpoint keeps, which are options of this one as well; or None.
-    """
+    """argparse without abbreviations of options; raises `UserError` where argparse would print its usage."""
 
     def __init__(self, docstring: str | None, prog: str | None = None, recipe: "Parser | None" = None):
-        """A page of help from a module's docstring: what it does, a blank line, and example commands."""
+        """`docstring`: what the program does, a blank line, examples; `recipe`: parses what a checkpoint keeps."""
+        super().__init__(prog, add_help=docstring is not None, allow_abbrev=False, parents=[recipe] if recipe else [])
         lines = (docstring or "").splitlines()  # there is none under `python -OO`
-        description, *examples = [line.strip() for line in lines if line] or [None]
-        super().__init__(
-            prog,
-            "%(prog)s [options]",
-            description,
-            epilog="\n  ".join(["examples:", *examples]) if examples else None,
-            parents=[recipe] if recipe else [],
-            formatter_class=HelpFormatter,
-            add_help=docstring is not None,
-            allow_abbrev=False,
-        )
+        self.description, *examples = [line.strip() for line in lines if line] or [None]
+        self.epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        self.usage, self.formatter_class = "%(prog)s [options]", HelpFormatter
         self.recipe = recipe
 
     def error(self, message: str):
@@ -63,9 +52,8 @@ class Parser(argparse.ArgumentParser):
     def changed(self, options: argparse.Namespace, names: list[str]) -> str:
         """Those of the options that differ from their defaults, as on a command line; not what "auto" became."""
         values = {name: getattr(options, name) for name in names}
-        return shlex.join(
-            words_of({name: value for name, value in values.items() if self.get_default(name) not in (value, "auto")})
-        )
+        changed = {name: value for name, value in values.items() if self.get_default(name) not in (value, "auto")}
+        return shlex.join(words_of(changed))
 
 
 class Options(argparse.Namespace):
@@ -78,23 +66,9 @@ class Options(argparse.Namespace):
         raise AttributeError(f"the options of a run are decided; {name!r} cannot change")
 
 
-def decide(
-    parser: Parser, argv: list[str], saved: Checkpoint | None, runtime: Runtime, images: dict[str, int]
-) -> Options:
-    """The options of a run: those of the checkpoint it goes on from, then the command line's; each "auto" is decided.
-
-    `images`: how many training images each choice of --data has.
-    """
-    given = parser.parse_args(argv)
-    recipe = {}
-    if saved:
-        recipe = _check_recipe(parser, saved)
-        given = parser.parse_args([*words_of(recipe), *argv])
-        for name, before in recipe.items():
-            if getattr(given, name) == "auto":  # decided when the run began
-                setattr(given, name, before)
-            elif getattr(given, name) != before:
-                _check_difference(saved, recipe, name, getattr(given, name))
+def decide(parser: Parser, argv: list[str], saved: Checkpoint | None, runtime: Runtime, images: dict) -> Options:
+    """The options of a run: the checkpoint's, then the command line's; `images`: how many each choice of --data has."""
+    given = _resume(parser, argv, saved) if saved else parser.parse_args(argv)
     given.precision = choose_precision(given.precision, runtime.device)
     per_epoch = min(images[given.data], given.subset or images[given.data])
     given.compile = choose_compile(given.compile, given.epochs * per_epoch, runtime.device)
@@ -102,48 +76,44 @@ def decide(
     return Options(vars(given))
 
 
-def _check_recipe(parser: Parser, saved: Checkpoint) -> dict:
-    """The options that a checkpoint keeps, after the checks of a command line; those it lacks have their defaults."""
-    with errors_name_file(saved.path):
+def _resume(parser: Parser, argv: list[str], saved: Checkpoint) -> argparse.Namespace:
+    """The checkpoint's options and the command line's, which may differ in what a resumed run may change alone."""
+    with errors_name_file(saved.path):  # a file's options go through the checks of a command line; one may lack some
         recipe = vars(parser.recipe.parse_args(words_of(saved.config.recipe)))
         for name, value in saved.config.recipe.items():
             if name not in recipe or recipe[name] != value:
                 raise ValueError(f"its option --{name.replace('_', '-')} is not one of a run")
-    return recipe
-
-
-def _check_difference(saved: Checkpoint, recipe: dict, name: str, value: object) -> None:
-    """Refuse another value than the checkpoint's, but for what a resumed run may change."""
-    longer = name == "epochs" and value > recipe[name]
-    if (longer and recipe["schedule"] == "step") or (name, value) == ("compile", "off"):
-        return  # of the steps there can be more; and a compiler may have begun to fail
-    option = f"--{name.replace('_', '-')}"
-    asked, before = (" ".join(words_of({name: each})) or f"no {option}" for each in (value, recipe[name]))
-    fixed = " (this schedule's end is fixed from its start)" if longer else ""
-    raise UserError(
-        f"{asked} differs from {saved.path}, which has {before}{fixed}; leave it out to resume, or start another run "
-        "with another --checkpoint-dir"
-    )
+    given = parser.parse_args([*words_of(recipe), *argv])
+    for name, before in recipe.items():
+        asked = getattr(given, name)
+        longer = name == "epochs" and asked > before
+        if asked == "auto":  # decided when the run began
+            setattr(given, name, before)
+        elif longer and recipe["schedule"] == "step":
+            continue  # of the steps there can be more
+        elif asked != before and (name, asked) != ("compile", "off"):  # a compiler may have begun to fail
+            option = "--" + name.replace("_", "-")
+            asked, before = (" ".join(words_of({name: value})) or f"no {option}" for value in (asked, before))
+            fixed = " (this schedule's end is fixed from its start)" if longer else ""
+            advice = "leave it out to resume, or start another run with another --checkpoint-dir"
+            raise UserError(f"{asked} differs from {saved.path}, which has {before}{fixed}; {advice}")
+    return given
 
 
 def _check_together(options: argparse.Namespace, runtime: Runtime) -> None:
     """Refuse options of train.py that exclude each other, the kind of device or the number of processes."""
-    if options.batch_size < runtime.world_size:
-        raise UserError(
-            f"--batch-size: {options.batch_size} for {runtime.world_size} processes; give each an image at least"
-        )
+    size, processes = options.batch_size, runtime.world_size
+    if size < processes:
+        raise UserError(f"--batch-size: {size} for {processes} processes; give each an image at least")
     if options.sync_bn and runtime.device.type != "cuda":
         raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
-    if options.overwrite and options.teacher:
-        # Not by Path.resolve(), which may raise RuntimeError for a link that leads to itself.
-        teacher, folder = map(os.path.realpath, (options.teacher, options.checkpoint_dir))
-        if os.path.dirname(teacher) == folder:
-            raise UserError(
-                f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another "
-                "--checkpoint-dir"
-            )
+    folder = os.path.realpath(options.checkpoint_dir)  # Path.resolve() may raise RuntimeError: for a link to itself
+    if options.overwrite and options.teacher and os.path.dirname(os.path.realpath(options.teacher)) == folder:
+        raise UserError(
+            f"--teacher: it lies in {options.checkpoint_dir}, which is to be overwritten; name another --checkpoint-dir"
+        )
 
 
 def words_of(values: dict) -> list[str]:

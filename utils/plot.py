@@ -134,13 +134,13 @@ class LossCurve:
         if not history:
             return
         best = best_row(history)
-        result = f"lowest validation loss {best['val_loss']:.3g}, validation accuracy {best['val_accuracy']:.2%}"
+        result = f"lowest validation loss {best['val_loss']:#.3g}, validation accuracy {best['val_accuracy']:.2%}"
         with picture(self.path, 3.8, ADVICE) as figure:
             figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.85), wspace=0.06)
             write_heading(figure, f"○ epoch {best['epoch']}: {result}", caption(self.config, history, self.parameters))
             losses, accuracies = figure.subplots(1, 2)
             _scale_losses(losses, history)
-            _draw_lines(losses, history, "loss", "{:.3g}")
+            _draw_lines(losses, history, "loss", "{:#.3g}")
             _draw_lines(accuracies, history, "accuracy", "{:.1%}")
             accuracies.yaxis.set_major_formatter(lambda accuracy, _: f"{100 * accuracy:.3g}%")
             for axes, quantity in (losses, "loss (cross-entropy)"), (accuracies, "accuracy"):

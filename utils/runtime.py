@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError, first_line
 
-GROUP_TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
+is_distributed = distributed.is_torchelastic_launched  # whether torchrun started this process
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,14 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and prints."""
-        return self.rank == 0
+        return self.rank == 0  # this process alone writes files and prints
 
     def shard(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
         return slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
-    def shard_size(self, size: int) -> int:
-        """Images of this process's part of a batch of `size`."""
-        return self.shard(size).stop - self.shard(size).start
-
     def print(self, text: str) -> None:
-        """Print, once for all processes."""
-        if self.is_main:
+        if self.is_main:  # once for all processes
             print(text, flush=True)
 
     def broadcast_from_main(self, make: Callable[[], object]) -> object:
@@ -77,8 +71,7 @@ class Runtime:
         def forward(images: Tensor) -> Tensor:
             if len(images) > 0 or synchronised:  # synchronised batch norm needs every process, even without images
                 return replica(images)
-            # A short last batch can leave a process without images. The others wait for its gradients all the same:
-            # so it passes one black image through, and none of the logits on.
+            # The others wait for its gradients all the same: so it passes one black image through, and no logits on.
             return replica(images.new_zeros(1, *images.shape[1:]))[:0]
 
         return forward
@@ -96,12 +89,8 @@ class Runtime:
 
 @contextlib.contextmanager
 def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
-    """The runtime of this process on the device called `device_name`, among others if torchrun started it.
-
-    Args:
-        deterministic: let a GPU compute the same twice; a CPU does anyway.
-    """
-    if deterministic:  # docs.pytorch.org/docs/stable/notes/randomness
+    """The runtime of this process on the device called `device_name`, among others if torchrun started it."""
+    if deterministic:  # on a GPU; a CPU is so anyway (docs.pytorch.org/docs/stable/notes/randomness)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
@@ -110,30 +99,22 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
             yield Runtime(choose_device(device_name))
             return
         device = _device_among_processes(device_name)
-        try:
-            _join_group("nccl" if device.type == "cuda" else "gloo")
-            yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
-            gc.collect()  # a replica that still held the group would now and then abort the process at its exit
-            distributed.destroy_process_group()
-        except RuntimeError as error:
-            if isinstance(error, distributed.DistError) or "gloo" in str(error):
-                raise UserError(f"another process of the run has ended ({first_line(error)}); look there") from error
-            raise
-
-
-def is_distributed() -> bool:
-    """Whether torchrun started this process."""
-    return distributed.is_torchelastic_launched()
+        _join_group("nccl" if device.type == "cuda" else "gloo")
+        yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
+        gc.collect()  # a replica that still held the group would now and then abort the process at its exit
+        distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def torch_errors_in_one_line() -> Iterator[None]:
-    """Where memory does not suffice, on the device or beside it, or the compiler fails, raise `UserError` instead."""
+    """Raise `UserError` where memory does not suffice, the compiler fails, or another process has ended."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"not enough memory ({first_line(error)}); try a smaller --batch-size") from error
     except (MemoryError, RuntimeError) as error:
+        if is_distributed() and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise UserError(f"another process of the run has ended ({first_line(error)}); look there") from error
         # Of the CPU, on Linux and on Windows, of MPS, and of the libraries of CUDA.
         phrases = "can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED"
         if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
@@ -143,23 +124,16 @@ def torch_errors_in_one_line() -> Iterator[None]:
         raise
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def _join_group(backend: str) -> None:
-    """As torch.distributed.init_process_group, but with names of their own for what each restart puts into the store.
-
-    torchrun keeps its store when it restarts the processes: without them, they would look for those that have ended.
-    Where it makes a new one each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), as it must on several machines, which
-    count their restarts each for itself, there is nothing to keep apart.
-    """
-    store, rank, count = next(distributed.rendezvous("env://", timeout=GROUP_TIMEOUT))
+    """As torch.distributed.init_process_group, but each restart has names of its own in the store."""
+    timeout = timedelta(minutes=10)  # after which a process that waits for another gives up
+    store, rank, count = next(distributed.rendezvous("env://", timeout=timeout))
+    # torchrun keeps its store when it restarts the processes: with the same names, they would look for those that have
+    # ended. Where it makes a new one each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), as it must on several machines,
+    # which count their restarts each for itself, there is nothing to keep apart.
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=GROUP_TIMEOUT)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
 
 
 def _device_among_processes(name: str) -> torch.device:
@@ -170,10 +144,9 @@ def _device_among_processes(name: str) -> torch.device:
         return torch.device("cpu")
     if not distributed.is_nccl_available():
         raise UserError("this torch has no NCCL, which several processes need on GPUs; use --device cpu")
-    if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
-        raise UserError(
-            f"--nproc-per-node: there are {torch.cuda.device_count()} GPUs here; use no more, or --device cpu"
-        )
+    gpus = torch.cuda.device_count()
+    if int(os.environ["LOCAL_WORLD_SIZE"]) > gpus:
+        raise UserError(f"--nproc-per-node: there are {gpus} GPUs here; use no more, or --device cpu")
     device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
     torch.cuda.set_device(device)
     return device
