@@ -101,7 +101,8 @@ def print_guesses(paths: list[Path], logits: Tensor) -> None:
     width = max(len(str(path)) for path in paths)
     for path, probabilities in zip(paths, logits.double().softmax(dim=1)):
         top = zip(*(values.tolist() for values in probabilities.topk(3)))
-        print(f"{path!s:<{width}}  " + "   ".join(f"{CLASSES[index]:<10}{share:7.1%}" for share, index in top))
+        guesses = [f"{CLASSES[index]:<10}{probability:7.1%}" for probability, index in top]
+        print(f"{path!s:<{width}}  " + "   ".join(guesses))
 
 
 def give_verdict(options: argparse.Namespace, tested: str, predict: Predict, data: str) -> None:
@@ -132,7 +133,7 @@ def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
 def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
     """The epoch that is to be tested, or the weights that came with the repository."""
     if options.pretrained:
-        return checkpoint.load(PRETRAINED[options.pretrained], "get it again from the repository", weights_only=True)
+        return checkpoint.load(PRETRAINED[options.pretrained], "get it again from the repository", weights_alone=True)
     folder = options.checkpoint_dir
     epochs = saved_epochs(folder)
     if not epochs:

@@ -5,6 +5,7 @@ python train.py --resume                                                        
 python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle   a tour without CIFAR-10
 """
 
+import argparse
 import contextlib
 import inspect
 import math
@@ -17,10 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from dataset import TRAINING_IMAGES, Batches, Split, channel_statistics, load_training
+from dataset import TRAINING_IMAGES, Batches, channel_statistics, load_training
 from models import ResidualCNN, cnn, count_parameters
 from utils import checkpoint, engine, files, history
 from utils.accelerate import accelerate, compiler_works, describe_precision, keep_freed_memory, memory_format
@@ -31,13 +31,13 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Options, Parser, decide, fil
 from utils.plot import LossCurve, curve_path
 from utils.runtime import Runtime, start
 
-TEACHER_ADVICE = "--teacher takes an epoch_NN.pth, or a file of weights as in models/"
+ADVICE = "--teacher takes an epoch_NN.pth, or a file of weights as in models/"
 
 
 def build_parser() -> Parser:
     # The recipe: a checkpoint keeps these options. The default of each is also what it stands for in a checkpoint that
     # is older than the option, so a new option begins with the default that changes nothing.
-    recipe = Parser(None)
+    recipe = Parser(None, add_help=False)
     add = recipe.add_argument_group("recipe").add_argument
     add("--epochs", type=integer(1, 100_000), default=90, help="passes over the training images")
     add("--batch-size", type=integer(1), default=128, help="images per step, of all processes together")
@@ -45,8 +45,7 @@ def build_parser() -> Parser:
     add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=number(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
-    course = "course of the learning rate; step: it drops; one-cycle: straight up to --lr, then down to nothing"
-    add("--schedule", choices=("step", "one-cycle"), default="step", help=course)
+    add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate: drops, or up and down")
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=number(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=number(0, 0.99), default=0.0, help="part of a label spread over all classes")
@@ -54,15 +53,18 @@ def build_parser() -> Parser:
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
     add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
     add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
-    precision = "of training steps; bf16: mixed, by autocast; auto: bf16 on GPUs that have it, else fp32"
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of steps; auto: bf16 on GPUs that have it",
+    )
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
     add = recipe.add_argument_group("network, the arguments of ResidualCNN").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks, stage by stage")
-    dropout = "DropBlock's probability in the last stage; in the others half"
-    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help=dropout)
+    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="DropBlock's, in the last stage; others: half")
     add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages, or a stride")
 
     # Where and on what: a resumed run needs these again.
@@ -87,92 +89,104 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     given = parser.parse_args(argv)
-    folder = given.checkpoint_dir
     with (
         start(given.device, given.deterministic) as runtime,
-        files.locked(folder) if runtime.is_main else contextlib.nullcontext(),
+        files.locked(given.checkpoint_dir) if runtime.is_main else contextlib.nullcontext(),
     ):
-        # 1. Where to start: from scratch, or after the newest epoch.
-        saved = runtime.broadcast_from_main(lambda: checkpoint.starting_point(folder, given.resume, given.overwrite))
-        options = decide(parser, argv, saved, runtime, TRAINING_IMAGES)
-        if saved is None:
-            check_network(options)
-        rows = list(saved.history) if saved else []
-
-        # 2. Data: uint8 images on the device, and what normalises them, from the training images alone.
-        training, validation = load_training(options.data, options.data_dir)
-        training, validation = (split[: options.subset].to(runtime.device) for split in (training, validation))
-        mean, std = channel_statistics(training.images)
-        if saved:
-            saved.check_images(mean, std, "name their folder with --data-dir")
-            mean, std = saved.config.mean, saved.config.std  # devices differ in the last digits
-        keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
-
-        # 3. Network, SGD, schedule; the training step, whose loss is the cross-entropy, and what makes it faster.
-        network = build_network(options, saved, runtime)
-        teacher, fingerprint = load_teacher(options, saved, mean, std, runtime)
-        decay, nesterov = options.weight_decay, options.nesterov
-        optimizer = SGD(network.parameters(), options.lr, options.momentum, weight_decay=decay, nesterov=nesterov)
-        steps_per_epoch = math.ceil(len(training) / options.batch_size)
-        scheduler = engine.build_scheduler(optimizer, options, steps_per_epoch)
-        if saved:
-            engine.skip_epochs(scheduler, saved.epoch, steps_per_epoch)
-            saved.restore_training(optimizer, scheduler, steps_per_epoch)
-        step = TrainingStep(runtime.parallel(network), optimizer, runtime, options.label_smoothing, teacher)
-        compiled = options.compile == "on" and compiler_works(runtime)
-        step = accelerate(step, runtime, options.precision, options.batch_size, compiled)
-
-        # 4. Epochs: train, validate, save, show, draw.
-        config = build_config(parser, options, mean, std, fingerprint)
-        curve = LossCurve(curve_path(options.plot, folder), config, count_parameters(network))
-        if runtime.is_main:
-            curve.prepare()
-            files.prepare_run(folder, options.overwrite)
-            machine = f"{runtime.describe()}, {describe_precision(options.precision, runtime.device)}"
-            machine += ", torch.compile" if compiled else ""
-            history.print_header(options, config.changed, curve.parameters, len(training), len(validation), machine)
-            if saved:
-                print(f"resumed  after epoch {saved.epoch} of {options.epochs}")
-            elif options.resume:
-                print(f"note: no epoch in {folder} yet, starting with the options given")
-        validation_batch = engine.evaluation_batch(len(validation), runtime.device)
-        with draw_curve_at_end(argv, folder, curve, rows, runtime):
-            runtime.print(history.HEADER + "     left")
-            for epoch in range(len(rows) + 1, options.epochs + 1):
-                started, lr = time.perf_counter(), scheduler.get_last_lr()[0]
-                # What is random follows from (seed, epoch), so that a resumed run draws what the first would have.
-                torch.manual_seed(derived_seed(options.seed, epoch, runtime.rank + 1))  # dropout, process by process
-                generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order and augmentation
-                batches = Batches(training, options.batch_size, mean, std, generator, runtime.shard, options.cutout)
-                with progress_bar(f"epoch {epoch}/{options.epochs}", len(batches), runtime) as bar:
-                    train_loss, train_accuracy = engine.train_one_epoch(
-                        network, step, batches, scheduler, runtime, bar.update
-                    )
-                    training_seconds = time.perf_counter() - started
-                    bar.set_description("validating")
-                    refresh_batch_norm(network, training, mean, std, runtime)
-                    batches = Batches(validation, validation_batch, mean, std, shard=runtime.shard)
-                    val_loss, val_accuracy = engine.evaluate(network, batches, runtime)
-                row = {
-                    "epoch": epoch,
-                    "lr": lr,
-                    "train_loss": train_loss,
-                    "train_accuracy": train_accuracy,
-                    "val_loss": val_loss,
-                    "val_accuracy": val_accuracy,
-                    "seconds": time.perf_counter() - started,
-                    "images_per_second": len(training) / training_seconds,
-                }
-                engine.check_finite(row, network, optimizer)
-                if runtime.is_main:
-                    checkpoint.save(folder, network, optimizer, scheduler, [*rows, row], config)
-                rows.append(row)
-                if runtime.is_main:
-                    history.print_newest(rows, options.epochs)
-                    if epoch < options.epochs:  # the whole run is drawn at its end
-                        curve.draw_if_due(rows)
-        runtime.print(next_commands(parser, options, rows, curve.path))
+        try:
+            # A function of its own: its network must be gone before `start` ends the processes' group.
+            train(parser, argv, given, runtime)
+        except SystemExit as end:  # after an interruption
+            return end.code
     return 0
+
+
+def train(parser: Parser, argv: list[str], given: argparse.Namespace, runtime: Runtime) -> None:
+    """One run, in the order in which it happens; `given`: the options on the command line `argv`."""
+    folder = given.checkpoint_dir
+    # 1. Where to start: from scratch, or after the newest epoch.
+    saved = runtime.broadcast_from_main(lambda: checkpoint.starting_point(folder, given.resume, given.overwrite))
+    options = decide(parser, argv, saved, runtime, TRAINING_IMAGES)
+    if saved is None:
+        check_network(options)
+    rows = list(saved.history) if saved else []
+
+    # 2. Data: uint8 images on the device, and what normalises them, from the training images alone.
+    training, validation = load_training(options.data, options.data_dir)
+    training, validation = training[: options.subset], validation[: options.subset]
+    mean, std = channel_statistics(training.images)
+    if saved:
+        saved.check_images(mean, std, "name their folder with --data-dir")
+        mean, std = saved.config.mean, saved.config.std  # processors differ in the last digits
+    training, validation = training.to(runtime.device), validation.to(runtime.device)
+    keep_freed_memory()  # from here on: what loading the data has freed goes back to the system
+
+    # 3. Network, SGD, schedule; the training step, whose loss is the cross-entropy, and what makes it faster.
+    network = build_network(options, saved, runtime)
+    teacher, fingerprint = load_teacher(options, saved, mean, std, runtime)
+    decay, nesterov = options.weight_decay, options.nesterov
+    optimizer = SGD(network.parameters(), options.lr, options.momentum, weight_decay=decay, nesterov=nesterov)
+    steps_per_epoch = math.ceil(len(training) / options.batch_size)
+    scheduler = engine.build_scheduler(optimizer, options, steps_per_epoch)
+    if saved:
+        engine.skip_epochs(scheduler, saved.epoch, steps_per_epoch)
+        saved.restore_training(optimizer, scheduler, steps_per_epoch)
+    step = TrainingStep(runtime.parallel(network), optimizer, runtime, options.label_smoothing, teacher)
+    compiled = options.compile == "on" and compiler_works(runtime)
+    step = accelerate(step, runtime, options.precision, options.batch_size, compiled)
+
+    # 4. Epochs: train, validate, save, show, draw.
+    config = build_config(parser, options, mean, std, fingerprint)
+    curve = LossCurve(curve_path(options.plot, folder), config, count_parameters(network))
+    if runtime.is_main:
+        curve.prepare()
+        files.prepare_run(folder, options.overwrite)
+        machine = f"{runtime.describe()}, {describe_precision(options.precision, runtime.device)}"
+        machine += ", torch.compile" if compiled else ""
+        history.print_header(options, config.changed, curve.parameters, len(training), len(validation), machine)
+        if saved:
+            print(f"resumed  after epoch {saved.epoch} of {options.epochs}")
+        elif options.resume:
+            print(f"note: no epoch in {folder} yet, starting with the options given")
+    no_bar = None if runtime.is_main else True  # None: there is one where stderr is a terminal
+    few = training[: engine.STATISTICS_IMAGES]  # as they are, and in every process the same
+    few_size, validation_size = (engine.evaluation_batch(len(split), runtime.device) for split in (few, validation))
+    with draw_curve_at_end(argv, folder, curve, rows, runtime):
+        runtime.print(history.HEADER + "     left")
+        for epoch in range(len(rows) + 1, options.epochs + 1):
+            started, lr = time.perf_counter(), scheduler.get_last_lr()[0]
+            # What is random follows from (seed, epoch), so that a resumed run draws what the first would have.
+            torch.manual_seed(derived_seed(options.seed, epoch, runtime.rank + 1))  # dropout, process by process
+            generator = torch.Generator().manual_seed(derived_seed(options.seed, epoch))  # order and augmentation
+            batches = Batches(training, options.batch_size, mean, std, generator, runtime.shard, options.cutout)
+            with tqdm(total=len(batches), desc=f"epoch {epoch}/{options.epochs}", leave=False, disable=no_bar) as bar:
+                train_loss, train_accuracy = engine.train_one_epoch(
+                    network, step, batches, scheduler, runtime, bar.update
+                )
+                training_seconds = time.perf_counter() - started
+                bar.set_description("validating")
+                engine.refresh_batch_norm(network, Batches(few, few_size, mean, std), runtime)
+                batches = Batches(validation, validation_size, mean, std, shard=runtime.shard)
+                val_loss, val_accuracy = engine.evaluate(network, batches, runtime)
+            row = {
+                "epoch": epoch,
+                "lr": lr,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "seconds": time.perf_counter() - started,
+                "images_per_second": len(training) / training_seconds,
+            }
+            engine.check_finite(row, network, optimizer)
+            if runtime.is_main:
+                checkpoint.save(folder, network, optimizer, scheduler, [*rows, row], config)
+            rows.append(row)
+            if runtime.is_main:
+                history.print_newest(rows, options.epochs)
+                if epoch < options.epochs:  # the whole run is drawn at its end
+                    curve.draw_if_due(rows)
+    runtime.print(next_commands(parser, options, rows, curve.path))
 
 
 def network_arguments(options: Options) -> dict:
@@ -218,30 +232,14 @@ def load_teacher(
     """The network in --teacher, for its logits alone, and the fingerprint of its weights; None and None without one."""
     teacher, fingerprint = None, None
     if options.teacher:
-        loaded = runtime.broadcast_from_main(
-            lambda: checkpoint.load(options.teacher, TEACHER_ADVICE, weights_only=True)
-        )
+        loaded = runtime.broadcast_from_main(lambda: checkpoint.load(options.teacher, ADVICE, weights_alone=True))
         loaded.check_images(mean, std, "teacher and pupil need the same --data and --subset")
-        teacher = loaded.build_network(ResidualCNN, TEACHER_ADVICE).eval().requires_grad_(False)
+        teacher = loaded.build_network(ResidualCNN, ADVICE).eval().requires_grad_(False)
         teacher = teacher.to(runtime.device, memory_format=memory_format(runtime.device))
         fingerprint = loaded.fingerprint
     if saved:
         saved.check_teacher(options.teacher, fingerprint)
     return teacher, fingerprint
-
-
-def refresh_batch_norm(
-    network: ResidualCNN, training: Split, mean: list[float], std: list[float], runtime: Runtime
-) -> None:
-    """Compute batch norm's statistics anew, from training images without augmentation, the same in every process."""
-    few = training[: engine.STATISTICS_IMAGES]
-    update_bn(Batches(few, engine.evaluation_batch(len(few), runtime.device), mean, std), network)
-    runtime.broadcast_buffers(network)
-
-
-def progress_bar(text: str, steps: int, runtime: Runtime) -> tqdm:
-    """A bar of the main process, where stderr is a terminal."""
-    return tqdm(total=steps, desc=text, leave=False, disable=None if runtime.is_main else True)
 
 
 @contextlib.contextmanager
@@ -251,6 +249,8 @@ def draw_curve_at_end(
     """Around the epochs: draw the curve when they end, early too; after an interruption say how to go on."""
     try:
         yield
+        if runtime.is_main:
+            curve.draw(rows)
     except (KeyboardInterrupt, BrokenPipeError, UserError) as stop:  # a broken pipe: the reader of stdout has left
         if runtime.is_main:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
@@ -260,8 +260,6 @@ def draw_curve_at_end(
         if isinstance(stop, KeyboardInterrupt):
             sys.exit(interrupt_code(stop))
         raise
-    if runtime.is_main:
-        curve.draw(rows)
 
 
 def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
@@ -269,17 +267,24 @@ def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
     kept = len(files.saved_epochs(folder))
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    program = f"python {sys.argv[0]}" if processes == 1 else f"torchrun ... {sys.argv[0]}"
+    program = command("train.py") if processes == 1 else command("train.py").replace("python", "torchrun ...", 1)
     same = [word for word in argv if word not in ("--resume", "--overwrite")]
     go_on = shlex.join(["--resume", *same])
     return f"\ninterrupted; {folder} keeps {history.count_epochs(kept)}. To go on: {program} {go_on}"
+
+
+def command(name: str) -> str:
+    """`python` and one of the programs, which lie in the folder from which this one was started."""
+    started = Path(sys.argv[0])
+    folder = started.parent if started.name == "train.py" else Path(__file__).parent
+    return f"python {shlex.quote(str(folder / name))}"
 
 
 def next_commands(parser: Parser, options: Options, rows: list[dict], curve: Path) -> str:
     """After the last epoch: what to look at, and what to do next."""
     best = history.best_row(rows)["epoch"]
     folders = parser.changed(options, ["checkpoint_dir", "data_dir"])
-    test = f"python {Path(sys.argv[0]).with_name('test.py')} {folders}".rstrip()
+    test = f"{command('test.py')} {folders}".rstrip()
     return (
         f"Lowest validation loss: epoch {best}. The curve is in {curve}. Next:\n"
         f"    {test}    # the epochs, and which to test\n"

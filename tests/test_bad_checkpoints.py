@@ -11,7 +11,7 @@ import torch
 import train
 from conftest import NEWEST, change, refused
 from test_resume import assert_same_run
-from utils import checkpoint
+from utils import checkpoint, plot
 from utils.errors import UserError
 
 
@@ -166,7 +166,9 @@ def another_momentum_shape(saved):
     saved["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2)
 
 
-@pytest.mark.parametrize("edit", [{"data": "mnist"}, {"seed": "0"}, {"lr": math.nan}, {"lr": [[0.1]]}, {"a b": 1}])
+@pytest.mark.parametrize(
+    "edit", [{"data": "mnist"}, {"seed": "0"}, {"lr": math.nan}, {"lr": [[0.1]]}, {"a b": 1}, {"dropout": 0.9}]
+)
 def test_options_that_no_run_has(folder, edit):
     change(lambda saved: saved["config"]["options"].update(edit))
     refused()
@@ -181,6 +183,7 @@ FORGED = [
     {"overwrite": True},
     {"schedule": "--nesterov"},
     {"epochs": True},
+    {"epochs": 2},
     {"lr": None},
 ]
 
@@ -193,12 +196,21 @@ def test_a_forged_option_never_becomes_an_argument(folder, edit):
     assert NEWEST.exists()
 
 
+@pytest.mark.parametrize("changed", [7, "a\nb", "\N{SNOWMAN}", r"$\foo$"])
+def test_the_line_of_options_is_text_and_never_read_as_more(folder, changed):
+    change(lambda saved: saved["config"].update(changed=changed))
+    if changed == r"$\foo$":  # which matplotlib would typeset
+        assert plot.main([]) == 0
+    else:
+        refused()
+
+
 @pytest.mark.parametrize("name", ["lr", "cutout", "precision"])
 def test_an_option_that_a_file_lacks_has_its_default(folder, name):
+    shutil.copytree("checkpoints", "whole")
     change(lambda saved: saved["config"]["options"].pop(name))
-    assert train.main(["--resume", "--epochs", "4"]) == 0
-    shutil.copytree("checkpoints", "whole", ignore=shutil.ignore_patterns("epoch_04*"))
-    assert train.main(["--resume", "--epochs", "4", "--checkpoint-dir", "whole"]) == 0
+    for checkpoints in "checkpoints", "whole":
+        assert train.main(["--resume", "--epochs", "4", "--checkpoint-dir", checkpoints]) == 0
     assert_same_run("checkpoints", "whole", 4)
 
 

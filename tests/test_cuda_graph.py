@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
+import train
 from dataset import Batches, Split
 from models import ResidualCNN
-from utils import engine
+from utils import checkpoint, engine
 from utils.accelerate import GraphedStep
 from utils.runtime import Runtime
 
@@ -35,3 +38,10 @@ def test_a_step_as_a_cuda_graph_learns_what_the_step_learns(recipe, taught):
     with torch.cuda.stream(torch.cuda.current_stream()):  # which is so again after it
         for plain, fast in zip(learn(graphed=False), learn(graphed=True)):
             torch.testing.assert_close(fast, plain, rtol=0, atol=2e-2)
+
+
+def test_a_run_on_a_gpu_trains_and_resumes():
+    options = "--data synthetic --subset 300 --widths 8 16 --blocks 1 1 --device cuda --compile off".split()
+    assert train.main([*options, "--epochs", "1"]) == 0
+    assert train.main(["--resume", "--epochs", "2", "--device", "cuda"]) == 0
+    assert len(checkpoint.load_newest(Path("checkpoints")).history) == 2

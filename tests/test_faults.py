@@ -117,6 +117,11 @@ def test_to_go_on_is_the_same_command_with_resume(trained):
     assert err.splitlines()[-1].endswith(f"To go on: {go_on}")
 
 
+def test_under_torchrun_it_is_torchruns_command(trained):
+    hint = train.resume_hint(["--resume", "--device", "cpu"], trained, processes=2)
+    assert hint.endswith(f"To go on: torchrun ... {ROOT}/train.py --resume --device cpu")
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once():
     process = start_warm("train.py", *ENDLESS)
     wait_for_line(process, "   1")

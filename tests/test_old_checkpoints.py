@@ -33,7 +33,7 @@ def test_the_network_of_an_old_file_gives_the_same_logits(name):
 
 
 def test_so_does_an_old_file_of_weights_alone():
-    saved = checkpoint.load(OLD / "weights.pth", weights_only=True)
+    saved = checkpoint.load(OLD / "weights.pth", weights_alone=True)
     torch.testing.assert_close(logits_of(saved), EXPECTED["taught"]["logits"])
 
 

@@ -139,6 +139,7 @@ def test_a_finished_run_is_mended_where_a_kill_came_after_its_last_checkpoint(tr
 
 def test_what_is_left_to_the_program_is_decided_once_and_kept(folder, monkeypatch):
     monkeypatch.setattr(accelerate, "COMPILE_PAYS_FROM", {"cpu": 0})  # as for a longer run
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True})
     train.main(["--resume", "--epochs", "4", "--compile", "auto", "--precision", "auto"])
     options = checkpoint.load_newest(Path("checkpoints")).config.options
     assert (options["precision"], options["compile"]) == ("fp32", "off")

@@ -105,7 +105,9 @@ def _fast(forward: Forward, device: torch.device, precision: str, compiled_size:
         # To compile again for the last, shorter batch of an epoch would cost more than it saves.
         chosen = compiled if len(images) == compiled_size else forward
         # Without an image, synchronised batch norm must offer its fp32 sums to the processes that have some.
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and len(images) > 0):
+        if precision == "fp32" or len(images) == 0:
+            return chosen(images).float()
+        with torch.autocast(device.type, torch.bfloat16):
             return chosen(images).float()
 
     return fast

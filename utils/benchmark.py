@@ -187,12 +187,12 @@ def main(argv: list[str] | None = None) -> int:
     argv, parser = sys.argv[1:] if argv is None else argv, build_parser()
     options = parser.parse_args(argv)
     options.network = {name: getattr(options, name) for name in ("widths", "blocks", "dropout", "downsample")}
-    try:
-        network = ResidualCNN(**options.network)
-    except ValueError as error:
-        parser.error(f"there is no such network: {error}")
-    multiply_adds = count_multiply_adds(network)
     with start(options.device) as runtime:
+        try:
+            network = ResidualCNN(**options.network)
+        except ValueError as error:
+            parser.error(f"there is no such network: {error}")
+        multiply_adds = count_multiply_adds(network)
         device = runtime.device
         usual = min(max(2, round(320e6 / multiply_adds)), 20) if device.type == "cpu" else 200
         options.steps = min(options.steps or usual, TRAINING // options.batch_size)
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         precision = accelerate.describe_precision(options.precision, device)
         print(f"machine  {runtime.describe()}, {precision}, torch {torch.__version__}")
         print(f"network  {count_parameters(network):,} parameters, {multiply_adds / 1e6:.1f} million multiply-adds")
-        runtime.print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}")
+        print(f"length   medians of {options.turns} turns of {options.steps} steps, batch {options.batch_size}")
         compare_loops(argv, options, runtime, split, 3 * 2 * multiply_adds)  # forward, backward twice
     return 0
 

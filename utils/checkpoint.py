@@ -11,8 +11,8 @@ It is a dict of plain values and tensors, which `torch.load(..., weights_only=Tr
     config      the fields of `Config`
 
 A file of weights alone, as in models/, has `format`, `model` and `config`. Every later version reads what was written
-once: a field of `Config` that a file lacks takes the default below, an option the default on the command line. So give
-each the default that changes nothing.
+once: a field that was added to `Config` since takes the default below, an option that on the command line. So give each
+the default that changes nothing.
 """
 
 import contextlib
@@ -68,7 +68,8 @@ class Config:
             _require(numbers and len(values) == 3, "its mean and std are not those of images")
         teacher = self.teacher
         _require(teacher is None or (isinstance(teacher, str) and len(teacher) == 64), "its teacher is no fingerprint")
-        _require(isinstance(self.changed, str) and self.changed.isprintable(), "its changed options are no text")
+        text = isinstance(self.changed, str) and self.changed.isascii() and self.changed.isprintable()
+        _require(text and not self.options.keys() & self.network.keys(), "its options are not those of a run")
 
     @property
     def recipe(self) -> dict:
@@ -166,8 +167,8 @@ def _write(path: Path, content: dict) -> None:
     write_file(path, buffer.getbuffer(), DISK_ADVICE)
 
 
-def load(path: Path, advice: str = ADVICE, weights_only: bool = False) -> Checkpoint:
-    """The checkpoint in `path`, checked without the network; `weights_only`: a file of weights alone will do."""
+def load(path: Path, advice: str = ADVICE, weights_alone: bool = False) -> Checkpoint:
+    """The checkpoint in `path`, checked without the network; `weights_alone`: a file without the rest will do."""
     with errors_name_file(path, advice):
         data = path.read_bytes()
         _require(zipfile.is_zipfile(io.BytesIO(data)), "it is damaged, cut short or something else")
@@ -186,14 +187,14 @@ def load(path: Path, advice: str = ADVICE, weights_only: bool = False) -> Checkp
         if type(found) is int:  # before the rest, which may not be there in another format
             _require(found <= FORMAT, f"it is of format {found}, newer than this program, which reads {FORMAT}")
             _require(found == FORMAT, f"it is of format {found}, of an older program; this one reads {FORMAT}")
-        for key, kind in (WEIGHTS_KEYS if weights_only else KEYS).items():
+        for key, kind in (WEIGHTS_KEYS if weights_alone else KEYS).items():
             _require(isinstance(content.get(key), kind), f"its {key!r} is missing or not a {kind.__name__}")
         model, config = content["model"], Config(**content["config"])
         for name, tensor in model.items():
             _require(isinstance(name, str) and isinstance(tensor, Tensor), "its model is not a state dict")
             _require(tensor.untyped_storage().nbytes() <= len(data), f"model's {name!r} is larger than the file")
             _check_tensor(f"model's {name!r}", tensor)
-        if weights_only:
+        if weights_alone:
             return Checkpoint(path, model, config)
         epoch, history = content["epoch"], check_rows(content["history"])
         _require(epoch >= 1 and len(history) == epoch, "its history does not have one row per epoch")

@@ -27,6 +27,7 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte, after which the next server i
 
 def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
     """Read images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of the training or test set. Fetch it if need be."""
+    time_out = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # of torchvision's download, which sets none
     try:
         dataset = _open(data_dir, train)
@@ -37,7 +38,7 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
     finally:
-        socket.setdefaulttimeout(None)
+        socket.setdefaulttimeout(time_out)
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
 
@@ -62,7 +63,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
-            failures.append(f"{server}: {error}")
+            failures.append(f"{server}: {getattr(error, 'reason', error)}")
     raise UserError(
         f"CIFAR-10 is {where} and cannot be downloaded ({'; '.join(failures)}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+from torch.optim.swa_utils import update_bn
 
 from utils.errors import UserError
 from utils.runtime import Runtime
@@ -123,6 +124,12 @@ def check_finite(row: dict, network: nn.Module, optimizer: Optimizer) -> None:
         raise UserError(
             f"loss or weights of epoch {row['epoch']} are not finite: training has diverged; try a smaller --lr"
         )
+
+
+def refresh_batch_norm(network: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> None:
+    """Compute batch norm's statistics anew, from the images of these batches, of equal size."""
+    update_bn(batches, network)
+    runtime.broadcast_buffers(network)
 
 
 def evaluate(network: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> tuple[float, float]:

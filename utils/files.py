@@ -51,27 +51,33 @@ def saved_epochs(folder: Path) -> list[int]:
     return sorted(epoch for epoch in numbers if epoch_path(folder, epoch).exists())
 
 
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing but the lock is in `folder`; not if it is gone."""
+    return folder.is_dir() and os.listdir(folder) == [".lock"]
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this run alone; remove it if it stays empty. A killed run leaves no lock."""
     new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
-    lock_file = folder / ".lock"
+    lock = FileLock(folder / ".lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_file).acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another run is writing to {folder}; wait for it, or name another --checkpoint-dir") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
-    with lock:
         try:
-            yield
-        finally:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            advice = "wait for it, or name another --checkpoint-dir"
+            raise UserError(f"another run is writing to {folder}; {advice}") from error
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
+        yield
+    finally:
+        if new_folders and lock.is_locked and _is_empty(folder):
+            (folder / ".lock").unlink()
+        for each in new_folders:
             with contextlib.suppress(OSError):
-                if new_folders and os.listdir(folder) == [lock_file.name]:
-                    lock_file.unlink()
-                    for each in new_folders:
-                        each.rmdir()
+                each.rmdir()  # if it is empty
+        lock.release()
 
 
 def prepare_run(folder: Path, overwrite: bool) -> None:

@@ -32,9 +32,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations of options; raises `UserError` where argparse would print its usage."""
 
-    def __init__(self, docstring: str | None, prog: str | None = None, recipe: "Parser | None" = None):
+    def __init__(self, docstring: str | None, prog: str | None = None, recipe: "Parser | None" = None, **options):
         """`docstring`: what the program does, a blank line, examples; `recipe`: parses what a checkpoint keeps."""
-        super().__init__(prog, add_help=docstring is not None, allow_abbrev=False, parents=[recipe] if recipe else [])
+        super().__init__(prog, allow_abbrev=False, parents=[recipe] if recipe else [], **options)
         lines = (docstring or "").splitlines()  # there is none under `python -OO`
         self.description, *examples = [line.strip() for line in lines if line] or [None]
         self.epilog = "\n  ".join(["examples:", *examples]) if examples else None
@@ -83,6 +83,8 @@ def _resume(parser: Parser, argv: list[str], saved: Checkpoint) -> argparse.Name
         for name, value in saved.config.recipe.items():
             if name not in recipe or recipe[name] != value:
                 raise ValueError(f"its option --{name.replace('_', '-')} is not one of a run")
+        if saved.epoch > recipe["epochs"]:
+            raise ValueError(f"it is of epoch {saved.epoch} in a run of {recipe['epochs']}")
     given = parser.parse_args([*words_of(recipe), *argv])
     for name, before in recipe.items():
         asked = getattr(given, name)

@@ -58,7 +58,7 @@ def write_heading(figure, heading: str, note: str) -> None:
     line = 15 / 72 / figure.get_figheight()
     heading_size, note_size = min(10, 850 / len(heading)), min(8, 1030 / len(note))
     figure.text(0.015, 1 - line, heading, color=VALIDATION_COLOUR, weight="bold", size=heading_size, va="center")
-    figure.text(0.015, 1 - 2 * line, note, color=QUIET, size=note_size, va="center")
+    figure.text(0.015, 1 - 2 * line, note, color=QUIET, size=note_size, va="center", parse_math=False)
 
 
 def _scale_losses(axes, history: list[dict]) -> None:
@@ -78,11 +78,20 @@ def _draw_lines(axes, history: list[dict], quantity: str, number_format: str) ->
     train, validation = ([row[f"{split}_{quantity}"] for row in history] for split in ("train", "val"))
     upper = "train" if train[-1] > validation[-1] else "validation"
     marker = "o" if len(epochs) <= 20 else ""  # a single epoch has no line
+    limits = axes.get_ylim()  # of an accuracy 0 and 1
     for name, values, colour, style in (
         ("validation", validation, VALIDATION_COLOUR, "-"),
         ("train", train, TRAIN_COLOUR, "--"),  # above the other, which shows between its dashes
     ):
-        axes.plot(epochs, values, color=colour, linestyle=style, linewidth=1.7, marker=marker, markersize=4)
+        axes.plot(
+            epochs,
+            np.clip(values, *limits),
+            color=colour,
+            linestyle=style,
+            linewidth=1.7,
+            marker=marker,
+            markersize=4,
+        )
         text, place = f"  {name} {number_format.format(values[-1])}", np.clip(values[-1], *axes.get_ylim())
         side = "bottom" if name == upper else "top"  # so that the two never overlap
         axes.text(epochs[-1], place, text, color=colour, weight="bold", size=8, va=side)
@@ -134,13 +143,13 @@ class LossCurve:
         if not history:
             return
         best = best_row(history)
-        result = f"lowest validation loss {best['val_loss']:#.3g}, validation accuracy {best['val_accuracy']:.2%}"
+        result = f"lowest validation loss {best['val_loss']:.3g}, validation accuracy {best['val_accuracy']:.2%}"
         with picture(self.path, 3.8, ADVICE) as figure:
             figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.85), wspace=0.06)
             write_heading(figure, f"○ epoch {best['epoch']}: {result}", caption(self.config, history, self.parameters))
             losses, accuracies = figure.subplots(1, 2)
             _scale_losses(losses, history)
-            _draw_lines(losses, history, "loss", "{:#.3g}")
+            _draw_lines(losses, history, "loss", "{:.3g}")
             _draw_lines(accuracies, history, "accuracy", "{:.1%}")
             accuracies.yaxis.set_major_formatter(lambda accuracy, _: f"{100 * accuracy:.3g}%")
             for axes, quantity in (losses, "loss (cross-entropy)"), (accuracies, "accuracy"):

@@ -15,13 +15,13 @@ COLUMNS, ROWS = 6, 5  # of the grid of mistakes
 
 
 def write_report(
-    folder: Path, what: str, classes: tuple[str, ...], images: Tensor, logits: Tensor, labels: Tensor
+    folder: Path, title: str, classes: tuple[str, ...], images: Tensor, logits: Tensor, labels: Tensor
 ) -> list[Path]:
     """Write the three files into `folder`, over those of an earlier report; returns their paths.
 
     Args:
         folder: must exist; its other files stay.
-        what: the epoch or the file that was tested, and on which images, for the pictures' headings.
+        title: the epoch or the file that was tested, and on which images, for the pictures' headings.
         classes: their names.
         images, logits, labels: uint8 (N, 3, H, W), float (N, classes), int64 (N,).
 
@@ -32,8 +32,8 @@ def write_report(
     paths = [folder / name for name in ("confusion_matrix.png", "mistakes.png", "predictions.csv")]
     matrix_path, mistakes_path, table_path = paths
     write_file(table_path, predictions_csv(classes, probabilities, labels).encode(), ADVICE)
-    draw_confusion_matrix(matrix_path, what, classes, confusion_matrix(probabilities.argmax(dim=1), labels))
-    draw_mistakes(mistakes_path, what, classes, images, probabilities, labels)
+    draw_confusion_matrix(matrix_path, title, classes, confusion_matrix(probabilities.argmax(dim=1), labels))
+    draw_mistakes(mistakes_path, title, classes, images, probabilities, labels)
     return paths
 
 
@@ -53,13 +53,13 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int = 10) -> Te
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-def draw_confusion_matrix(path: Path, what: str, classes: tuple[str, ...], counts: Tensor) -> None:
+def draw_confusion_matrix(path: Path, title: str, classes: tuple[str, ...], counts: Tensor) -> None:
     """Draw the counts as percentages of their rows into the PNG at `path`. Raises as `write_file` does."""
     totals = counts.sum(dim=1)
     percentages = 100 * counts / totals.clamp(min=1).unsqueeze(1)
     note = "Each row adds up to 100%: what the network took the images of a class for."
     with picture(path, 7.2, ADVICE) as figure:
-        write_heading(figure, f"{what}: {counts.trace() / counts.sum():.2%} correct", note)
+        write_heading(figure, f"{title}: {counts.trace() / counts.sum():.2%} correct", note)
         axes = figure.add_axes((0.17, 0.02, 0.815, 0.85))
         # A square root's scale: a confusion of 2% should be visible beside a diagonal of 95%.
         axes.imshow(percentages.sqrt().numpy(), cmap="Blues", vmin=0, vmax=10, aspect="auto")
@@ -76,13 +76,13 @@ def draw_confusion_matrix(path: Path, what: str, classes: tuple[str, ...], count
 
 
 def draw_mistakes(
-    path: Path, what: str, classes: tuple[str, ...], images: Tensor, probabilities: Tensor, labels: Tensor
+    path: Path, title: str, classes: tuple[str, ...], images: Tensor, probabilities: Tensor, labels: Tensor
 ) -> None:
     """Draw the wrong predictions of highest probability. `path`: the PNG; the others as for `write_report`."""
     mistakes = confident_mistakes(probabilities, labels)
     with picture(path, 9.2, ADVICE) as figure:
         figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.925))
-        write_heading(figure, f"{what}: {len(mistakes):,} wrong", "Those of which the network was most certain.")
+        write_heading(figure, f"{title}: {len(mistakes):,} wrong", "Those of which the network was most certain.")
         for place, index in enumerate(mistakes[: ROWS * COLUMNS], start=1):
             axes = figure.add_subplot(ROWS, COLUMNS, place)
             axes.axis("off")
