@@ -6,7 +6,7 @@ from utils.benchmark import count_multiply_adds
 
 ROWS = (
     "machine", "network", "length", "plain loop, 0 workers", "plain loop, ", "this project, eager",
-    "this project, compiled", "ceiling: arithmetic", "loading", "stepping", "validating", "peak memory",
+    "this project, compiled", "ceiling: arithmetic",
 )  # fmt: skip
 
 

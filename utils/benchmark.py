@@ -28,7 +28,7 @@ from utils.errors import UserError, run_program
 from utils.options import Parser, integer, number
 from utils.runtime import Runtime, is_distributed, start
 
-TRAINING, VALIDATION = 45_000, 5_000  # images of an epoch, as in train.py
+TRAINING = 45_000  # images of an epoch, as in train.py
 MEAN, STD = [0.5] * 3, [0.25] * 3  # to normalise random images with
 RECIPE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # of SGD
 WORKERS = (0, min(16, os.cpu_count() or 1))  # of the plain loop
@@ -106,25 +106,17 @@ def matrix_product(precision: str, device: torch.device) -> float:
 
 def compare_loops(argv: list[str], options: Namespace, runtime: Runtime, split: Split, operations: float) -> None:
     """Measure all rows in turns, and print their medians; `operations`: those of a training step, for each image."""
-    device, size = runtime.device, engine.evaluation_batch(VALIDATION, runtime.device)
     ours = {"this project, eager": our_loop(options, runtime, split)}
     if options.compile == "on" and accelerate.compiler_works(runtime):
         ours["this project, compiled"] = our_loop(options, runtime, split, compiled=True)
-    training = Batches(split, options.batch_size, MEAN, STD, torch.Generator())
-    validation = Batches(split[: 4 * size], size, MEAN, STD)
-    untrained = ResidualCNN(**options.network).to(device, memory_format=accelerate.memory_format(device))
     measured = defaultdict(list)  # images a second, turn by turn
     for _ in tqdm(range(options.turns), "turns", leave=False, disable=None):
         for workers, rate in zip(WORKERS, plain_rates(argv)):
             measured[f"plain loop, {workers} workers"].append(rate)
         for name, train in ours.items():
-            measured[name].append(options.steps * options.batch_size / seconds_of(train, device))
-        measured["ceiling: arithmetic"].append(matrix_product(options.precision, device) / operations)
-        measured["loading"].append(TRAINING / seconds_of(lambda: sum(1 for _ in training), device))
-        seconds = seconds_of(lambda: engine.evaluate(untrained, validation, runtime), device)
-        measured["validating"].append(4 * size / seconds)
+            measured[name].append(options.steps * options.batch_size / seconds_of(train, runtime.device))
+        measured["ceiling: arithmetic"].append(matrix_product(options.precision, runtime.device) / operations)
     rates = {name: statistics.median(values) for name, values in measured.items()}
-    loading, validating = TRAINING / rates.pop("loading"), VALIDATION / rates.pop("validating")
 
     plain = max(rates[name] for name in rates if name.startswith("plain"))
     print(f"\n{'training':<24}{'images/s':>10}{'GFLOP/s':>10}{'of ceiling':>12}{'of plain':>10}")
@@ -132,17 +124,6 @@ def compare_loops(argv: list[str], options: Namespace, runtime: Runtime, split: 
         part = rate / rates["ceiling: arithmetic"]
         print(f"{name:<24}{rate:10,.0f}{rate * operations / 1e9:10,.1f}{part:12.3f}{rate / plain:10.2f}")
     print(f"ceiling: a product of two large matrices, in {options.precision}; of plain: the faster one, in fp32")
-
-    fastest = max(ours, key=rates.get)
-    stepping = TRAINING / rates[fastest] - loading
-    print(f"\none epoch of train.py, as {fastest}: {TRAINING:,} and {VALIDATION:,} images")
-    for name, seconds in ("loading", loading), ("stepping", stepping), ("validating", validating):
-        print(f"{name:<24}{seconds:10.2f} s{seconds / (loading + stepping + validating):12.1%}")
-    if sys.platform != "win32":
-        import resource  # which Windows lacks
-
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(f"peak memory {memory / 1e9:22.2f} GB, of the process that measured this project")
 
 
 def compare_processes(options: Namespace, runtime: Runtime, split: Split) -> None:

@@ -83,15 +83,8 @@ def _draw_lines(axes, history: list[dict], quantity: str, number_format: str) ->
         ("validation", validation, VALIDATION_COLOUR, "-"),
         ("train", train, TRAIN_COLOUR, "--"),  # above the other, which shows between its dashes
     ):
-        axes.plot(
-            epochs,
-            np.clip(values, *limits),
-            color=colour,
-            linestyle=style,
-            linewidth=1.7,
-            marker=marker,
-            markersize=4,
-        )
+        places = np.clip(values, *limits)
+        axes.plot(epochs, places, color=colour, linestyle=style, linewidth=1.7, marker=marker, markersize=4)
         text, place = f"  {name} {number_format.format(values[-1])}", np.clip(values[-1], *axes.get_ylim())
         side = "bottom" if name == upper else "top"  # so that the two never overlap
         axes.text(epochs[-1], place, text, color=colour, weight="bold", size=8, va=side)
