@@ -1,11 +1,11 @@
 """Test one epoch's network on CIFAR-10's 10,000 test images.
 
-python test.py --epoch 42                    the verdict on epoch 42
-python test.py                               show the epochs, and ask which
-python test.py --epoch 42 --report report    and draw what it confuses
-python test.py --epoch 42 --views 2          the verdict by each image and its mirror image
-python test.py --epoch 42 --image cat.jpg    classify pictures of your own
-python test.py --pretrained best             a network that came with the repository, in place of an epoch
+python test.py --epoch 42                  # the verdict on epoch 42
+python test.py                             # show the epochs, and ask which
+python test.py --epoch 42 --report report  # and draw what it confuses
+python test.py --epoch 42 --views 2        # the verdict by each image and its mirror image
+python test.py --epoch 42 --image cat.jpg  # classify pictures of your own
+python test.py --pretrained best           # a network that came with the repository, in place of an epoch
 """
 
 import argparse
@@ -31,7 +31,7 @@ from utils.runtime import Runtime, choose_device, torch_errors_in_one_line
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
 PRETRAINED = {name: Path(__file__).parent / "models" / f"{name}.pth" for name in ("default", "best")}
-VIEWS_HELP = "views of an image to average over; 2: with its mirror image; 6: both, moved by a pixel, too"
+VIEWS_HELP = "views of an image to average over; 2: with its mirror image; 6: both, and both of it moved by a pixel"
 Z_95 = 1.959964  # of the normal distribution, for a two-sided interval of 95%
 
 
@@ -41,8 +41,10 @@ def build_parser() -> Parser:
     add("--epoch", type=integer(1), help="epoch to test; without it, show a table and ask")
     add("--pretrained", choices=PRETRAINED, help="test a network that is in models/, in place of one you have trained")
     parser.add_argument_group("how").add_argument("--views", type=int, choices=(1, 2, 6), default=1, help=VIEWS_HELP)
-    add = parser.add_argument_group("beyond the verdict").add_mutually_exclusive_group().add_argument
-    add("--report", type=file_path, help="folder for two pictures and a table (written over)")
+    add = parser.add_argument_group("more output").add_mutually_exclusive_group().add_argument
+    add(
+        "--report", type=file_path, help="folder for two pictures and a table, which replace those of an earlier report"
+    )
     add("--image", type=file_path, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
     add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the run")

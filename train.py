@@ -1,8 +1,8 @@
 """Train ResidualCNN on CIFAR-10, keep a checkpoint of every epoch and draw loss_curve.png.
 
-python train.py                                                                  the recipe, 90 epochs
-python train.py --resume                                                         go on after an interruption
-python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle   a tour without CIFAR-10
+python train.py                                                                     # the recipe, 90 epochs
+python train.py --resume                                                            # go on after an interruption
+python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle      # a tour without CIFAR-10
 """
 
 import argparse
@@ -45,7 +45,12 @@ def build_parser() -> Parser:
     add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=number(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
-    add("--schedule", choices=("step", "one-cycle"), default="step", help="of the learning rate: drops, or up and down")
+    add(
+        "--schedule",
+        choices=("step", "one-cycle"),
+        default="step",
+        help="course of the rate: drops, or one up and down",
+    )
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=number(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=number(0, 0.99), default=0.0, help="part of a label spread over all classes")
@@ -64,8 +69,10 @@ def build_parser() -> Parser:
     add = recipe.add_argument_group("network, the arguments of ResidualCNN").add_argument
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks, stage by stage")
-    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="DropBlock's, in the last stage; others: half")
-    add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages, or a stride")
+    add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="of DropBlock, last stage; in the others half")
+    add(
+        "--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how the resolution halves: averages or a stride"
+    )
 
     # Where and on what: a resumed run needs these again.
     parser = Parser(__doc__, recipe=recipe)

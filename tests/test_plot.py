@@ -108,8 +108,8 @@ def test_training_and_validation_differ_without_colour(drawn):
 def test_last_values_are_at_the_ends_of_the_lines(drawn):
     left, right = drawn(history([2.0, 1.0])).axes
     ends = {text.get_text().strip(): text.get_position() for axes in (left, right) for text in axes.texts}
-    assert ends["validation 1"] == (2, 1) and ends["train 0.5"] == (2, 0.5)
-    assert ends["validation 50.0%"] == (2, 1 / 2) and ends["train 66.7%"] == (2, 2 / 3)
+    assert ends["validation 1"] == (1.02, 1) and ends["train 0.5"] == (1.02, 0.5)
+    assert ends["validation 50.0%"] == (1.02, 1 / 2) and ends["train 66.7%"] == (1.02, 2 / 3)
 
 
 def rates(axes):

@@ -1,8 +1,8 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                        the default network, in about three minutes
-python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1      another network
-torchrun --nproc-per-node 2 -m utils.benchmark                   what several processes bring
+python -m utils.benchmark                                      # the default network, in about three minutes
+python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1    # another network
+torchrun --nproc-per-node 2 -m utils.benchmark                 # what several processes bring
 """
 
 import os

@@ -66,6 +66,6 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
             failures.append(f"{server}: {getattr(error, 'reason', error)}")
     raise UserError(
         f"CIFAR-10 is {where} and cannot be downloaded ({'; '.join(failures)}); fetch "
-        f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0]} and put it into {data_dir}, "
-        "or try train.py --data synthetic"
+        f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0].split('?')[0]} and put it into "
+        f"{data_dir}, or try train.py --data synthetic"
     )

@@ -1,7 +1,7 @@
 """Draw loss_curve.png, from the history in a folder of checkpoints.
 
-python -m utils.plot                               the run in checkpoints/
-python -m utils.plot --checkpoint-dir other        another run, its picture beside it
+python -m utils.plot                             # the run in checkpoints/
+python -m utils.plot --checkpoint-dir other      # another run, its picture beside it
 """
 
 import contextlib
@@ -85,9 +85,10 @@ def _draw_lines(axes, history: list[dict], quantity: str, number_format: str) ->
     ):
         places = np.clip(values, *limits)
         axes.plot(epochs, places, color=colour, linestyle=style, linewidth=1.7, marker=marker, markersize=4)
-        text, place = f"  {name} {number_format.format(values[-1])}", np.clip(values[-1], *axes.get_ylim())
+        text = f"{name} {number_format.format(values[-1])}"
         side = "bottom" if name == upper else "top"  # so that the two never overlap
-        axes.text(epochs[-1], place, text, color=colour, weight="bold", size=8, va=side)
+        beside = {"transform": axes.get_yaxis_transform(), "weight": "bold", "size": 8}
+        axes.text(1.02, places[-1], text, color=colour, va=side, **beside)
     best = best_row(history)["epoch"]
     place = np.clip(validation[best - 1], *axes.get_ylim())
     axes.plot(best, place, "o", color=VALIDATION_COLOUR, markersize=9, fillstyle="none", clip_on=False)

@@ -81,8 +81,12 @@ def draw_mistakes(
     """Draw the wrong predictions of highest probability. `path`: the PNG; the others as for `write_report`."""
     mistakes = confident_mistakes(probabilities, labels)
     with picture(path, 9.2, ADVICE) as figure:
-        figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.925))
-        write_heading(figure, f"{title}: {len(mistakes):,} wrong", "Those of which the network was most certain.")
+        figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.925), hspace=0.1)
+        write_heading(
+            figure,
+            f"{title}: {len(mistakes):,} wrong",
+            f"Those of which the network was most certain, up to {ROWS * COLUMNS}.",
+        )
         for place, index in enumerate(mistakes[: ROWS * COLUMNS], start=1):
             axes = figure.add_subplot(ROWS, COLUMNS, place)
             axes.axis("off")
