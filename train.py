@@ -70,9 +70,7 @@ def build_parser() -> Parser:
     add("--widths", type=integer(1, 4096), nargs="+", default=list(cnn.WIDTHS), help="channels of up to five stages")
     add("--blocks", type=integer(1, 256), nargs="+", default=list(cnn.BLOCKS), help="residual blocks, stage by stage")
     add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="of DropBlock, last stage; in the others half")
-    add(
-        "--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how the resolution halves: averages or a stride"
-    )
+    add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="how resolution halves: averages or a stride")
 
     # Where and on what: a resumed run needs these again.
     parser = Parser(__doc__, recipe=recipe)
