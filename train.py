@@ -45,12 +45,7 @@ def build_parser() -> Parser:
     add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=number(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
     add("--nesterov", action="store_true", help="Nesterov's momentum")
-    add(
-        "--schedule",
-        choices=("step", "one-cycle"),
-        default="step",
-        help="course of the rate: drops, or one up and down",
-    )
+    add("--schedule", choices=("step", "one-cycle"), default="step", help="course of the rate: drops, or up and down")
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=number(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
     add("--label-smoothing", type=number(0, 0.99), default=0.0, help="part of a label spread over all classes")
@@ -58,12 +53,7 @@ def build_parser() -> Parser:
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
     add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
     add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="of steps; auto: bf16 on GPUs that have it",
-    )
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of steps; auto: bf16 on GPUs with it")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
     add = recipe.add_argument_group("network, the arguments of ResidualCNN").add_argument
