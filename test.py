@@ -19,13 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dataset
-from dataset import CLASSES, Batches, Split
+from dataset import CLASSES, Batches, Split, read_image
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
 from utils.accelerate import memory_format
 from utils.errors import UserError, run_program
 from utils.files import epoch_path, make_folder, saved_epochs
-from utils.image import read_image
 from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, file_path, integer
 from utils.runtime import Runtime, choose_device, torch_errors_in_one_line
 

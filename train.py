@@ -262,17 +262,17 @@ def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
     kept = len(files.saved_epochs(folder))
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    program = command("train.py") if processes == 1 else command("train.py").replace("python", "torchrun ...", 1)
+    program = command("train.py", "python" if processes == 1 else "torchrun ...")
     same = [word for word in argv if word not in ("--resume", "--overwrite")]
     go_on = shlex.join(["--resume", *same])
     return f"\ninterrupted; {folder} keeps {history.count_epochs(kept)}. To go on: {program} {go_on}"
 
 
-def command(name: str) -> str:
-    """`python` and one of the programs, which lie in the folder from which this one was started."""
+def command(name: str, launcher: str = "python") -> str:
+    """What starts one of the programs, all of which lie in the folder from which this one was started."""
     started = Path(sys.argv[0])
     folder = started.parent if started.name == "train.py" else Path(__file__).parent
-    return f"python {shlex.quote(str(folder / name))}"
+    return f"{launcher} {shlex.quote(str(folder / name))}"
 
 
 def next_commands(parser: Parser, options: Options, rows: list[dict], curve: Path) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of the user's own: read by utils/image.py, classified by test.py --image."""
+"""Pictures of the user's own: read by dataset.py, classified by test.py --image."""
 
 import re
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 import dataset
 import test
+from dataset import read_image
 from utils.errors import UserError
-from utils.image import read_image
 
 
 def noise(height, width, channels=3):

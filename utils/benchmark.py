@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -58,7 +58,7 @@ def plain_loop(options: Namespace, device: torch.device, workers: int) -> float:
     """Train as tutorials do: DataLoader, PIL, NCHW, fp32, `loss.item()` at each step. Return images a second."""
     network, size, pin = ResidualCNN(**options.network).to(device), options.batch_size, device.type == "cuda"
     optimizer = SGD(network.parameters(), **RECIPE)
-    data = RandomCIFAR10(TRAINING + 3 * size)  # for all steps, those that warm up, and one more
+    data = RandomCIFAR10((options.steps + 3) * size)  # with the steps that warm up, and one more
     for step, (images, labels) in enumerate(DataLoader(data, size, shuffle=True, num_workers=workers, pin_memory=pin)):
         if step == 2:  # two have warmed up
             started = time.perf_counter()
@@ -160,7 +160,7 @@ def build_parser() -> Parser:
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of this project's loop, as in train.py")
-    add("--plain", action="store_true", help="measure the plain loop alone, once, and print bare images/s")
+    add("--plain", action="store_true", help=SUPPRESS)  # for `plain_rates`: the plain loop alone, once
     return parser
 
 

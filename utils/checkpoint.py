@@ -22,7 +22,7 @@ import math
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     config: Config
     epoch: int = 0
-    history: tuple[dict, ...] | list[dict] = ()
+    history: Sequence[dict] = ()
     optimizer: dict | None = None
     scheduler: dict | None = None
 

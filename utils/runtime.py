@@ -27,14 +27,16 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        return self.rank == 0  # this process alone writes files and prints
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
 
     def shard(self, size: int) -> slice:
         """This process's part of a batch of `size` images; the parts differ by at most one image."""
         return slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
     def print(self, text: str) -> None:
-        if self.is_main:  # once for all processes
+        """Print, once for all processes."""
+        if self.is_main:
             print(text, flush=True)
 
     def broadcast_from_main(self, make: Callable[[], object]) -> object:
@@ -71,7 +73,7 @@ class Runtime:
         def forward(images: Tensor) -> Tensor:
             if len(images) > 0 or synchronised:  # synchronised batch norm needs every process, even without images
                 return replica(images)
-            # The others wait for its gradients all the same: so it passes one black image through, and no logits on.
+            # A process without images still owes the others its gradients: one black image, whose logits count nowhere.
             return replica(images.new_zeros(1, *images.shape[1:]))[:0]
 
         return forward
