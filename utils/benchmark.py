@@ -1,6 +1,6 @@
 """This machine on random images: the loop that everyone writes, this project's, and what the processor could do.
 
-python -m utils.benchmark                                      # the default network, in about three minutes
+python -m utils.benchmark                                      # the default network, in about two minutes
 python -m utils.benchmark --widths 32 64 128 --blocks 1 1 1    # another network
 torchrun --nproc-per-node 2 -m utils.benchmark                 # what several processes bring
 """
@@ -155,7 +155,7 @@ def build_parser() -> Parser:
     add("--dropout", type=number(0, 0.99), default=cnn.DROPOUT, help="as in train.py")
     add("--downsample", choices=cnn.DOWNSAMPLING, default="pool", help="as in train.py")
     add("--batch-size", type=integer(1, TRAINING), default=128, help="images per step")
-    add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 2 to 20, by the network; else 200)")
+    add("--steps", type=integer(1), help="steps per measurement (default: on a CPU 4 to 20, by the network; else 200)")
     add("--turns", type=integer(1), default=3, help="measurements of each row; their median is shown")
     add("--compile", choices=("on", "off"), default="on", help="measure the compiled network, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"there is no such network: {error}")
         multiply_adds = count_multiply_adds(network)
         device = runtime.device
-        usual = min(max(2, round(320e6 / multiply_adds)), 20) if device.type == "cpu" else 200
+        usual = min(max(4, round(600e6 / multiply_adds)), 20) if device.type == "cpu" else 200
         options.steps = min(options.steps or usual, TRAINING // options.batch_size)
         options.precision = accelerate.choose_precision(options.precision, device)
         if options.plain:
