@@ -54,7 +54,7 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
     """Unpack the archive, from `data_dir` or from one mirror after the other, and open the files."""
     where = f"not intact in {data_dir}" if Path(data_dir, CIFAR10.base_folder).exists() else f"not in {data_dir}"
     bar = sys.stderr if sys.stderr.isatty() else io.StringIO()  # torchvision draws one on stderr, always
-    failures = []
+    reasons = []
     for url in MIRRORS:
         server = url.split("/")[2]
         print(f"CIFAR-10 is {where}; taking it from {server} (170 MB), unless its archive is there", flush=True)
@@ -63,9 +63,9 @@ def _fetch(data_dir: Path, train: bool) -> CIFAR10:
                 download_and_extract_archive(url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
             return CIFAR10(data_dir, train=train)
         except (URLError, ConnectionError, TimeoutError, SSLError, HTTPException, RuntimeError) as error:
-            failures.append(f"{server}: {getattr(error, 'reason', error)}")
+            reasons.append(str(getattr(error, "reason", error)))
     raise UserError(
-        f"CIFAR-10 is {where} and cannot be downloaded ({'; '.join(failures)}); fetch "
+        f"CIFAR-10 is {where} and cannot be downloaded ({'; '.join(dict.fromkeys(reasons))}); fetch "
         f"{CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) by hand from {MIRRORS[0].split('?')[0]} and put it into "
         f"{data_dir}, or try train.py --data synthetic"
     )
