@@ -78,8 +78,14 @@ def no_program_outlives_its_test():
 
 
 PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-# An empty PYTHONUNBUFFERED is none, whatever this shell has set.
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "",  # an empty one is none, whatever this shell has set
+    "CUDA_VISIBLE_DEVICES": "",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # without the compiler's pool of forks, which has hung on a busy machine
+    "PYTHONFAULTHANDLER": "1",  # for `run`
+}
 
 
 def start(script, *arguments, **options):
@@ -130,7 +136,11 @@ def start_warm(script, *arguments, prepare=lambda: None, **options):
 def run(script, *arguments, starter=start, **options):
     """Run one of the programs to its end; returns (exit code, stdout, stderr)."""
     process = starter(script, *arguments, **options)
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # upon which Python says where it is
+        pytest.fail(f"{script} does not end: {process.communicate(timeout=10)}")
     return process.returncode, out, err
 
 
