@@ -9,8 +9,8 @@ import argparse
 import contextlib
 import inspect
 import math
-import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +31,13 @@ from utils.options import CHECKPOINT_DIR, DATA_DIR, Options, Parser, decide, fil
 from utils.plot import LossCurve, curve_path
 from utils.runtime import Runtime, start
 
+# The options that each --recipe stands for. One given beside it comes later on the command line, and wins.
+RECIPES = {
+    "default": "",
+    "quick": "--widths 16 32 96 --downsample stride --dropout 0 --epochs 10 --batch-size 64 --schedule one-cycle "
+    "--nesterov --label-smoothing 0.1",
+    "best": "--widths 48 64 64 --downsample stride --dropout 0 --epochs 250 --schedule one-cycle --nesterov --cutout 8",
+}
 ADVICE = "--teacher takes an epoch_NN.pth, or a file of weights as in models/"
 
 
@@ -44,7 +51,7 @@ def build_parser() -> Parser:
     add("--lr", type=number(0, 10**6, open_low=True), default=0.1, help="learning rate of SGD: the schedule's highest")
     add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD")
     add("--weight-decay", type=number(0, 10**6), default=5e-4, help="weight decay (L2) of SGD")
-    add("--nesterov", action="store_true", help="Nesterov's momentum")
+    add("--nesterov", action=argparse.BooleanOptionalAction, default=False, help="Nesterov's momentum")
     add("--schedule", choices=("step", "one-cycle"), default="step", help="course of the rate: drops, or up and down")
     add("--step-size", type=integer(1), default=30, help="of schedule step: epochs between drops")
     add("--gamma", type=number(0, 1, open_low=True), default=0.1, help="of schedule step: factor of each drop")
@@ -53,7 +60,7 @@ def build_parser() -> Parser:
     add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of all random numbers")
     add("--data", choices=("cifar10", "synthetic"), default="cifar10", help="what to train on")
     add("--subset", type=integer(1), help="train on the first N images, and validate on N at most")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of steps; auto: bf16 on GPUs with it")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of steps; auto: bf16 where faster")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where it pays")
     add("--max-parameters", type=integer(1), default=399_999, help="refuse a network with more trainable parameters")
     add = recipe.add_argument_group("network, the arguments of ResidualCNN").add_argument
@@ -64,6 +71,10 @@ def build_parser() -> Parser:
 
     # Where and on what: a resumed run needs these again.
     parser = Parser(__doc__, recipe=recipe)
+    lines = [f"{name:8} {options or 'the defaults'}" for name, options in RECIPES.items()]
+    lines = [textwrap.fill(line, 76, subsequent_indent=9 * " ", break_on_hyphens=False) for line in lines]
+    add = parser.add_argument_group("named recipes", "\n".join(lines)).add_argument
+    add("--recipe", choices=RECIPES, default="default", help="these options; one beside it wins; best needs --teacher")
     group = parser.add_argument_group("files")
     add = group.add_argument
     add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
@@ -101,7 +112,7 @@ def train(parser: Parser, argv: list[str], given: argparse.Namespace, runtime: R
     folder = given.checkpoint_dir
     # 1. Where to start: from scratch, or after the newest epoch.
     saved = runtime.broadcast_from_main(lambda: checkpoint.starting_point(folder, given.resume, given.overwrite))
-    options = decide(parser, argv, saved, runtime, TRAINING_IMAGES)
+    options = decide(parser, [*RECIPES[given.recipe].split(), *argv], saved, runtime, TRAINING_IMAGES)
     if saved is None:
         check_network(options)
     rows = list(saved.history) if saved else []
@@ -181,7 +192,8 @@ def train(parser: Parser, argv: list[str], given: argparse.Namespace, runtime: R
                 history.print_newest(rows, options.epochs)
                 if epoch < options.epochs:  # the whole run is drawn at its end
                     curve.draw_if_due(rows)
-    runtime.print(next_commands(parser, options, rows, curve.path))
+    folders = parser.changed(options, ["checkpoint_dir", "data_dir"])
+    runtime.print(history.next_commands(rows, curve.path, folders))
 
 
 def network_arguments(options: Options) -> dict:
@@ -251,40 +263,10 @@ def draw_curve_at_end(
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(rows)
             if not isinstance(stop, UserError):  # on stderr: Ctrl-C ends a reader of stdout (`tee`), too
-                warn(resume_hint(argv, folder, runtime.world_size))
+                warn(history.resume_hint(argv, folder, runtime.world_size))
         if isinstance(stop, KeyboardInterrupt):
             sys.exit(interrupt_code(stop))
         raise
-
-
-def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
-    """After an interruption: what is kept, and the command that goes on."""
-    kept = len(files.saved_epochs(folder))
-    if kept == 0:
-        return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    program = command("train.py", "python" if processes == 1 else "torchrun ...")
-    same = [word for word in argv if word not in ("--resume", "--overwrite")]
-    go_on = shlex.join(["--resume", *same])
-    return f"\ninterrupted; {folder} keeps {history.count_epochs(kept)}. To go on: {program} {go_on}"
-
-
-def command(name: str, launcher: str = "python") -> str:
-    """What starts one of the programs, all of which lie in the folder from which this one was started."""
-    started = Path(sys.argv[0])
-    folder = started.parent if started.name == "train.py" else Path(__file__).parent
-    return f"{launcher} {shlex.quote(str(folder / name))}"
-
-
-def next_commands(parser: Parser, options: Options, rows: list[dict], curve: Path) -> str:
-    """After the last epoch: what to look at, and what to do next."""
-    best = history.best_row(rows)["epoch"]
-    folders = parser.changed(options, ["checkpoint_dir", "data_dir"])
-    test = f"{command('test.py')} {folders}".rstrip()
-    return (
-        f"Lowest validation loss: epoch {best}. The curve is in {curve}. Next:\n"
-        f"    {test}    # the epochs, and which to test\n"
-        f"    {test} --epoch {best}"
-    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--data synthetic --subset 100 --batch-size 32 --widths 4 8 --blocks 1 1 --dropout 0.2 --device cpu".split()
+TINY += ["--precision", "fp32"]  # on every processor
 NEWEST = Path("checkpoints/epoch_03.pth")  # of `trained`, in `folder`
 
 

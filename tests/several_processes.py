@@ -6,7 +6,8 @@ import torch
 
 import train
 
-OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --compile off".split()
+OPTIONS = "--data synthetic --subset 101 --batch-size 128 --widths 4 8 --blocks 1 1 --epochs 1 --lr 1e-9".split()
+HERE = "--device cpu --compile off --precision fp32".split()
 
 
 def main(path):
@@ -25,7 +26,7 @@ def main(path):
     build, keep = train.build_network, train.checkpoint.save
     train.build_network, train.checkpoint.save = build_network, save
     try:
-        train.main([*OPTIONS, "--lr", "1e-9", "--device", "cpu", "--checkpoint-dir", folder])
+        train.main([*OPTIONS, *HERE, "--checkpoint-dir", folder])
     finally:
         train.build_network, train.checkpoint.save = build, keep
 

@@ -205,7 +205,7 @@ def test_the_line_of_options_is_text_and_never_read_as_more(folder, changed):
         refused()
 
 
-@pytest.mark.parametrize("name", ["lr", "cutout", "precision"])
+@pytest.mark.parametrize("name", ["lr", "cutout", "label_smoothing"])
 def test_an_option_that_a_file_lacks_has_its_default(folder, name):
     shutil.copytree("checkpoints", "whole")
     change(lambda saved: saved["config"]["options"].pop(name))

@@ -99,14 +99,22 @@ def test_bf16_is_refused_where_torch_has_none():
         accelerate.choose_precision("bf16", torch.device("meta"))
 
 
-@pytest.mark.parametrize("has", [[], ["avx2"], ["avx512_bf16"], ["amx_bf16"], ["bf16"]])
-def test_the_header_says_where_bf16_is_emulated_and_where_it_may_be_faster(has, monkeypatch):
-    assert "avx512_bf16" in torch.cpu.get_capabilities() or platform.machine() != "x86_64"  # as torch spells it
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
-    assert ("emulates" in accelerate.describe_precision("bf16", CPU.device)) == (has in ([], ["avx2"]))
-    assert ("bf16 may be faster" in accelerate.describe_precision("fp32", CPU.device)) == (
-        has in (["avx512_bf16"], ["amx_bf16"])
-    )
+@pytest.mark.parametrize(
+    "has, chosen, emulated",
+    [
+        ("avx2", "fp32", True),
+        ("avx512_bf16", "fp32", False),  # an Intel without AMX
+        ("avx512_bf16 sse4a", "bf16", False),  # an AMD
+        ("avx512_bf16 amx_bf16", "bf16", False),
+        ("bf16", "fp32", False),  # an ARM, which has not been measured
+    ],
+)
+def test_on_a_cpu_training_is_in_bf16_where_that_is_faster(has, chosen, emulated, monkeypatch):
+    assert {"avx512_bf16", "sse4a"} <= set(torch.cpu.get_capabilities()) or platform.machine() != "x86_64"  # the names
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has.split(), True))
+    assert accelerate.choose_precision("auto", CPU.device) == chosen
+    assert accelerate.choose_precision("fp32", CPU.device) == "fp32"
+    assert ("emulates" in accelerate.describe_precision("bf16", CPU.device)) == emulated
 
 
 def test_label_smoothing_changes_what_is_learned_and_not_the_loss_that_is_shown():

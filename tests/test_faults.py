@@ -17,7 +17,7 @@ import torch
 import train
 from conftest import ROOT, TINY, run, start, start_warm, wait_for_line
 from test_resume import assert_same_run
-from utils import checkpoint, files
+from utils import checkpoint, files, history
 from utils.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "8"))
@@ -118,7 +118,7 @@ def test_to_go_on_is_the_same_command_with_resume(trained):
 
 
 def test_under_torchrun_it_is_torchruns_command(trained):
-    hint = train.resume_hint(["--resume", "--device", "cpu"], trained, processes=2)
+    hint = history.resume_hint(["--resume", "--device", "cpu"], trained, processes=2)
     assert hint.endswith(f"To go on: torchrun ... {ROOT}/train.py --resume --device cpu")
 
 

@@ -81,6 +81,16 @@ def test_each_option_of_the_recipe_changes_the_run(option, trained):
     assert [row["train_loss"] for row in checkpoint.load_newest(Path("checkpoints")).history] != plain
 
 
+@pytest.mark.parametrize("recipe", train.RECIPES)
+def test_a_named_recipe_is_a_set_of_options_and_one_given_beside_it_wins(recipe):
+    assert train.main(["--recipe", recipe, *TINY, *"--epochs 1 --no-nesterov --compile off".split()]) == 0
+    given = {"widths": [4, 8], "blocks": [1, 1], "dropout": 0.2, "batch_size": 32, "epochs": 1, "nesterov": False}
+    given |= {"data": "synthetic", "subset": 100, "precision": "fp32", "compile": "off"}
+    options = checkpoint.load(Path("checkpoints/epoch_01.pth")).config.recipe
+    assert options == vars(train.build_parser().recipe.parse_args(train.RECIPES[recipe].split())) | given
+    assert train.main(["--resume"]) == 0  # which needs no name
+
+
 def test_bf16_is_for_training_steps_and_validation_stays_in_fp32(monkeypatch):
     seen, build = [], train.build_network
 

@@ -16,21 +16,26 @@ from utils.runtime import Runtime
 COMPILE_PAYS_FROM = {"cpu": 200_000, "cuda": 4_000_000}
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of training steps, "fp32" or "bf16"; for "auto" it is bf16 on GPUs that have it, else fp32."""
-    if name == "fp32":
-        return name
-    gpu_has_bf16 = False
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether the device itself multiplies matrices in bf16, and faster than in fp32 (docs/speed.md)."""
     if device.type == "cuda":
         with torch.cuda.device(device):
-            gpu_has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities().get
+    # AVX-512's instructions for bf16 are faster on an AMD, which SSE4a tells, and not on an Intel.
+    return device.type == "cpu" and bool(has("amx_bf16") or (has("avx512_bf16") and has("sse4a")))
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of training steps, "fp32" or "bf16"; for "auto" the faster one."""
     if name == "auto":
-        return "bf16" if gpu_has_bf16 else "fp32"
-    advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
-    if not torch.amp.is_autocast_available(device.type):
-        raise UserError(f"--precision bf16: torch has no autocast on {device.type}; {advice}")
-    if device.type == "cuda" and not gpu_has_bf16:
-        raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
+        return "bf16" if bf16_is_faster(device) else "fp32"
+    if name == "bf16":
+        advice = "begin a run with --precision fp32, or use another --device"  # a run begun in bf16 stays in it
+        if not torch.amp.is_autocast_available(device.type):
+            raise UserError(f"--precision bf16: torch has no autocast on {device.type}; {advice}")
+        if device.type == "cuda" and not bf16_is_faster(device):
+            raise UserError(f"--precision bf16: this GPU only emulates it, slowly; {advice}")
     return name
 
 
@@ -38,13 +43,9 @@ def describe_precision(precision: str, device: torch.device) -> str:
     """The precision for the header, and what to know about it on this device."""
     if device.type == "cuda" and precision == "fp32":
         return "fp32 (convolutions: TF32 where the GPU has it)"
-    if device.type == "cpu":
+    if device.type == "cpu" and precision == "bf16":
         has = torch.cpu.get_capabilities().get
-        # With AMX, or with AVX-512's on an AMD, bf16 was faster; with AVX-512's alone on an Intel not (docs/speed.md).
-        has_bf16 = has("avx512_bf16") or has("amx_bf16")
-        if precision == "fp32" and has_bf16:
-            return "fp32 (--precision bf16 may be faster)"
-        if precision == "bf16" and not has_bf16 and not has("bf16"):  # ARM's, which have not been measured
+        if not (has("avx512_bf16") or has("amx_bf16") or has("bf16")):  # the last: ARM's
             return "bf16 (slow: this processor only emulates it)"
     return precision
 

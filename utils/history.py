@@ -1,13 +1,15 @@
-"""The record of a run: a row, a dict of `COLUMNS`, for each epoch; its line on the screen, and history.csv."""
+"""The record of a run: a row, a dict of `COLUMNS`, for each epoch; what the screen shows of a run; history.csv."""
 
 import argparse
 import csv
 import io
+import shlex
 import statistics
+import sys
 import textwrap
 from pathlib import Path
 
-from utils.files import write_file
+from utils.files import saved_epochs, write_file
 
 # The columns, and what kind of number each holds. A column of kind `float | None` may be missing in older files: to
 # add one, name it here and give its value in train.py's row.
@@ -78,6 +80,35 @@ def print_newest(history: list[dict], epochs: int) -> None:
     seconds = statistics.median_low(past["seconds"] for past in history[-10:])
     left = duration((epochs - row["epoch"]) * seconds)
     print(f"{line(row, row is best_row(history))}{left:>9}", flush=True)
+
+
+def next_commands(history: list[dict], curve: Path, folders: str) -> str:
+    """After the last epoch: what to look at and what to do next; `folders`: the options that name them."""
+    best = best_row(history)["epoch"]
+    test = f"{_command('test.py')} {folders}".rstrip()
+    return (
+        f"Lowest validation loss: epoch {best}. The curve is in {curve}. Next:\n"
+        f"    {test}    # the epochs, and which to test\n"
+        f"    {test} --epoch {best}"
+    )
+
+
+def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
+    """After an interruption: what is kept, and the command that goes on."""
+    kept = len(saved_epochs(folder))
+    if kept == 0:
+        return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
+    program = _command("train.py", "python" if processes == 1 else "torchrun ...")
+    same = [word for word in argv if word not in ("--resume", "--overwrite")]
+    go_on = shlex.join(["--resume", *same])
+    return f"\ninterrupted; {folder} keeps {count_epochs(kept)}. To go on: {program} {go_on}"
+
+
+def _command(name: str, launcher: str = "python") -> str:
+    """What starts one of the programs, which lie side by side: the one that runs was started as sys.argv[0] says."""
+    started = Path(sys.argv[0])
+    folder = started.parent if started.name == "train.py" else Path(__file__).parent.parent
+    return f"{launcher} {shlex.quote(str(folder / name))}"
 
 
 def count_epochs(count: int) -> str:
