@@ -8,6 +8,11 @@ python test.py --epoch 42 --image cat.jpg  # classify pictures of your own
 python test.py --pretrained best           # a network that came with the repository, in place of an epoch
 """
 
+if __name__ == "__main__":
+    from utils.errors import exit_on_ctrl_c
+
+    exit_on_ctrl_c()
+
 import argparse
 import math
 import sys

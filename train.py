@@ -5,6 +5,11 @@ python train.py --resume                                                        
 python train.py --data synthetic --subset 2000 --epochs 3 --schedule one-cycle      # a tour without CIFAR-10
 """
 
+if __name__ == "__main__":
+    from utils.errors import exit_on_ctrl_c
+
+    exit_on_ctrl_c()
+
 import argparse
 import contextlib
 import inspect
@@ -95,15 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     given = parser.parse_args(argv)
-    with (
-        start(given.device, given.deterministic) as runtime,
-        files.locked(given.checkpoint_dir) if runtime.is_main else contextlib.nullcontext(),
-    ):
-        try:
-            # A function of its own: its network must be gone before `start` ends the processes' group.
-            train(parser, argv, given, runtime)
-        except SystemExit as end:  # after an interruption
-            return end.code
+    with start(given.device, given.deterministic) as runtime:
+        lock = files.locked(given.checkpoint_dir) if runtime.is_main else contextlib.nullcontext()
+        with lock:
+            try:
+                # A function of its own: its network must be gone before `start` ends the processes' group.
+                train(parser, argv, given, runtime)
+            except SystemExit as end:  # after an interruption
+                return end.code
     return 0
 
 

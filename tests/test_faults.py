@@ -87,12 +87,13 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on():
     assert_drawn_since(epochs[-1])
 
 
-def test_sigterm_does_the_same_and_nobody_need_listen():
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_sigterm_and_a_closed_window_do_the_same_and_nobody_need_listen(number, code):
     process = start_warm("train.py", *ENDLESS, stderr=subprocess.STDOUT)
     wait_for_line(process, "   3")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.stdout.close()  # as in `2>&1 | tee log`
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=30) == code
     assert_drawn_since(files.saved_epochs(Path("checkpoints"))[-1])
 
 

@@ -6,12 +6,16 @@ import os
 import pty
 import re
 import select
+import signal
+import struct
 import subprocess
 import termios
+from pathlib import Path
 
 import pytest
 
 from conftest import TINY, start_warm
+from utils.files import saved_epochs
 
 
 def own_terminal():
@@ -20,11 +24,11 @@ def own_terminal():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def at_a_terminal(script, *arguments):
+def at_a_terminal(script, *arguments, prepare=own_terminal):
     """Start a program whose three streams are a terminal; returns it and the terminal's other end."""
     ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (24, 80))
-    process = start_warm(script, *arguments, stdin=its, stdout=its, stderr=its, prepare=own_terminal)
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = start_warm(script, *arguments, stdin=its, stdout=its, stderr=its, prepare=prepare)
     os.close(its)
     return process, ours
 
@@ -82,3 +86,15 @@ def test_a_terminal_sees_a_bar():
     screen = read_until(terminal)
     assert process.wait() == 0
     assert "\repoch 1/2: " in screen
+
+
+def test_a_terminal_that_goes_away_ends_no_run_that_was_disowned():
+    def disowned():
+        own_terminal()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process, terminal = at_a_terminal("train.py", *TINY, "--epochs", "4", prepare=disowned)
+    read_until(terminal, r"\n +1[* ]")
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0
+    assert saved_epochs(Path("checkpoints")) == [1, 2, 3, 4] and Path("loss_curve.png").exists()

@@ -1,7 +1,6 @@
 """What makes a training step, which works by itself, fast: compiler, bf16, CUDA graph, memory format, allocator."""
 
 import ctypes
-import logging
 import math
 
 import torch
@@ -61,7 +60,6 @@ def choose_compile(name: str, images: int, device: torch.device) -> str:
 
 def compiler_works(runtime: Runtime) -> bool:
     """Whether torch.compile can compile for this device, found out by trying; if not, a line says why."""
-    torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error
@@ -129,7 +127,7 @@ class GraphedStep:
         self.lr = torch.zeros((), device=device)  # where a replayed step finds it
         (group,) = step.optimizer.param_groups
         group["fused"] = True  # the implementation of SGD that takes it from there
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # for good: the default one cannot be captured
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # the default one cannot be captured
         torch.cuda.synchronize(device)  # what the default stream has still to do for weights and images
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> None:

@@ -1,14 +1,19 @@
 """Expected trouble, and the one place where it becomes one line and an exit code."""
 
+import contextlib
 import errno
+import io
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 SECONDS_TO_SPEAK = 5.0
+# Ctrl-C; a batch system's notice to stop; a closed terminal, of which Windows does not tell.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_handlers_before = {}  # of signals, to be put back
 
 
 class UserError(Exception):
@@ -18,18 +23,31 @@ class UserError(Exception):
     """
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, a batch system's notice to stop: handled as Ctrl-C is."""
+def exit_on_ctrl_c() -> None:
+    """In the seconds of imports, before `run_program` takes over, let Ctrl-C end the program without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _handlers_before[signal.SIGINT] = signal.signal(signal.SIGINT, _exit_on_signal)
+
+
+def _exit_on_signal(number, frame):
+    _restore_handlers()
+    sys.exit(128 + number)
 
 
 def _on_signal(number, frame):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt(number)
+
+
+def _restore_handlers() -> None:
+    for number, handler in _handlers_before.items():
+        signal.signal(number, handler)
+    _handlers_before.clear()
 
 
 def interrupt_code(interrupt: KeyboardInterrupt) -> int:
     """Exit code of an interrupted program by the shells' convention, 128 + the signal's number."""
-    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def first_line(error: Exception) -> str:
@@ -38,21 +56,60 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+class _Terminal(io.FileIO):
+    """A terminal. Once it is gone, what is written to it goes nowhere: no reason to stop training."""
+
+    def write(self, data: memoryview) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def _reopen(stream: TextIO | None, mode: str, errors: str) -> TextIO:
+    """The same file as another text stream, to which any text can be written, or from which any can be read."""
+    if stream is None:  # it is closed, as by `<&-`
+        return open(os.devnull, mode)
+    if not isinstance(stream, io.TextIOWrapper):  # a notebook's
+        return stream
+    file = (_Terminal if stream.isatty() else io.FileIO)(stream.fileno(), mode, closefd=False)
+    buffer = io.BufferedReader(file) if mode == "r" else io.BufferedWriter(file)
+    at_once = stream.line_buffering or stream.write_through
+    return io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=at_once)
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    """Around a program: its streams and signals. What it changes for this process is put back for a notebook."""
+    streams, environment = (sys.stdin, sys.stdout, sys.stderr), dict(os.environ)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
+            _handlers_before.setdefault(number, signal.signal(number, _on_signal))
+    # A file's name may have no form in the terminal's encoding, and what is typed may not be valid text in it.
+    sys.stdin, sys.stdout = _reopen(sys.stdin, "r", "replace"), _reopen(sys.stdout, "w", "backslashreplace")
+    sys.stderr = _reopen(sys.stderr, "w", "backslashreplace")
+    try:
+        yield
+    finally:
+        if hasattr(sys, "ps1"):  # there is a prompt, at which work goes on
+            sys.stdin, sys.stdout, sys.stderr = streams
+            os.environ.clear()
+            os.environ.update(environment)
+            _restore_handlers()
+
+
 def run_program(main: Callable[[], int]) -> None:
-    """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C is 130, SIGTERM 143.
+    """Run `main` and exit with its code; a `UserError` is one line and 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129.
 
     1: the reader of the output has left, as in `python test.py | head`.
     """
-    sys.stdin = sys.stdin or open(os.devnull)  # None where it is closed, as by `<&-`
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    # A file's name may have no form in the terminal's encoding, and what is typed may not be valid text in it.
-    for stream, errors in (sys.stdout, "backslashreplace"), (sys.stdin, "replace"):
-        if hasattr(stream, "reconfigure"):  # a notebook's have no such method
-            stream.reconfigure(errors=errors)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as for a command that a shell started in the background
-            signal.signal(number, _on_signal)
+    with _surroundings():
+        sys.exit(_exit_code(main))
+
+
+def _exit_code(main: Callable[[], int]) -> int:
     code = 0
     try:
         try:
@@ -79,7 +136,7 @@ def run_program(main: Callable[[], int]) -> None:
         _report(f"{error.filename or 'standard output'}: {error.strerror}; fix that, or name another place")
         _silence(sys.stdout)
         code = code or 2
-    sys.exit(code)
+    return code
 
 
 def warn(text: str) -> None:

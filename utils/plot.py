@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,25 @@ LOSSES = (1e-3, 25)  # others leave the picture; pure guessing has 2.3
 
 def import_matplotlib() -> tuple:
     """Import all that draws, in half a second which test.py need not wait; returns style, Figure, FigureCanvasAgg."""
-    os.environ["MPLBACKEND"] = "agg"  # Jupyter names its own to all programs, which may not be installed here
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache is if not in $HOME
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
+    is_new = "matplotlib" not in sys.modules
+    jupyters = os.environ.pop("MPLBACKEND", None)  # it names its backend to all programs, which may not have it
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it tells where its cache is if not in $HOME
+    try:
+        from matplotlib import rcParams, style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from PIL import Image
 
-    Image.preinit()  # imports what writes a PNG
+        Image.preinit()  # imports what writes a PNG
+        if jupyters and is_new:
+            with contextlib.suppress(ValueError):  # there is no such backend here
+                rcParams["backend"] = jupyters
+    finally:
+        logger.setLevel(level)
+        if jupyters:
+            os.environ["MPLBACKEND"] = jupyters
     return style, Figure, FigureCanvasAgg
 
 

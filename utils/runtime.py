@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -92,11 +93,7 @@ class Runtime:
 @contextlib.contextmanager
 def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
     """The runtime of this process on the device called `device_name`, among others if torchrun started it."""
-    if deterministic:  # on a GPU; a CPU is so anyway (docs.pytorch.org/docs/stable/notes/randomness)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
-    with torch_errors_in_one_line():
+    with torch_errors_in_one_line(), _torch_switches(deterministic):
         if not is_distributed():
             yield Runtime(choose_device(device_name))
             return
@@ -105,6 +102,26 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
         yield Runtime(device, distributed.get_rank(), distributed.get_world_size())
         gc.collect()  # a replica that still held the group would now and then abort the process at its exit
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _torch_switches(deterministic: bool) -> Iterator[None]:
+    """Set what is global in torch; put it back at the end, for a notebook that goes on."""
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch._logging.set_logs(all=logging.ERROR)  # the compiler's warnings are remarks for its own developers
+    if deterministic:  # on a GPU; a CPU is so anyway (docs.pytorch.org/docs/stable/notes/randomness)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False  # which takes time, and nothing reads it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+        torch._logging.set_logs()
+        if torch.cuda.is_initialized():
+            torch.cuda.set_stream(torch.cuda.default_stream())  # a captured step had another
 
 
 @contextlib.contextmanager
