@@ -1,6 +1,7 @@
 """Training that no kill, full disk or bad file can take away: the real programs, and the plug really pulled."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import train
 from conftest import ROOT, TINY, run, start, start_warm, wait_for_line
@@ -130,6 +132,29 @@ def test_a_second_ctrl_c_ends_the_run_at_once():
         process.send_signal(signal.SIGINT)
     assert process.returncode == -signal.SIGINT  # which ends the drawing of the curve, too
     assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_the_file_system_has_no_locks_a_run_goes_on_without(number, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Path("checkpoints").mkdir()
+    Path("checkpoints/.lock").write_text("of a run that was killed")
+    assert train.main([*TINY, "--epochs", "1"]) == 0
+    assert train.main(["--resume", "--epochs", "2"]) == 0
+    line = "note: there are no locks in checkpoints; see to it that no other program writes there\n"
+    assert capsys.readouterr().err == 2 * line
+
+
+def test_a_run_that_waits_for_anothers_download_says_so(small_cifar10):
+    small_cifar10.rename("elsewhere")
+    with FileLock("data/.cifar10.lock"):
+        process = start_warm("train.py", *"--widths 4 --blocks 1 --epochs 1 --device cpu".split())
+        wait_for_line(process, "waiting for another program, which fetches CIFAR-10 into data")
+        Path("elsewhere").rename(small_cifar10)
+    assert process.wait(timeout=60) == 0
 
 
 def full_disk():

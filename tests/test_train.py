@@ -133,8 +133,8 @@ def test_where_the_compiler_does_not_work_training_goes_on_without_it(monkeypatc
 
 def test_files_that_are_not_a_runs_own_are_left_alone():
     os.mkdir("mine")
-    for name in ("history.csv", "movie.partial"):
-        Path("mine", name).write_text("mine")
+    for name, text in ("history.csv", "epoch,lr\n"), ("movie.partial", "mine"):
+        Path("mine", name).write_text(text)
     with pytest.raises(UserError, match="history.csv is there without its epochs"):
         train.main([*TINY, "--checkpoint-dir", "mine"])
     os.remove("mine/history.csv")
@@ -158,6 +158,21 @@ def test_overwrite_removes_the_run_and_nothing_else(trained):
     train.main([*TINY, "--overwrite", "--checkpoint-dir", "again", "--epochs", "1"])
     names = set(os.listdir("again")) - {".lock", "loss_curve.png"}
     assert names == {"epoch_01.pth", "history.csv", *ALIKE}
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+@pytest.mark.parametrize("name", ["epoch_07.pth", "history.csv"])
+def test_files_of_another_program_are_named_and_left_alone(trained, name, options):
+    shutil.copytree(trained, "shared")
+    path = Path("shared", name)
+    if name == "history.csv":
+        path.write_text("time,loss\n1,2.3\n")
+    else:
+        torch.save({"state_dict": {}, "epoch": 7}, path)
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    with pytest.raises(UserError, match=rf"{path} is not .*; nothing was changed; move it away, or name another"):
+        train.main([*TINY, "--checkpoint-dir", "shared", *options])
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 def test_a_network_over_the_budget_is_refused_unless_the_budget_is_lifted():
@@ -194,7 +209,8 @@ def test_a_bad_option_is_one_line_that_names_it():
 
 def test_deterministic_is_for_gpus_and_changes_nothing_on_a_cpu(trained):
     try:
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             assert train.main([*TINY, "--epochs", "1", "--deterministic"]) == 0
     finally:
         torch.use_deterministic_algorithms(False)

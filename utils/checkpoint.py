@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_line
 from utils.files import epoch_path, saved_epochs, write_file
-from utils.history import DISK_ADVICE, check_rows, write_csv
+from utils.history import DISK_ADVICE, NOT_OURS, check_csv, check_rows, write_csv
 
 FORMAT = 6  # of what is written, and the oldest that is read
 WEIGHTS_KEYS = {"format": int, "model": dict, "config": dict}
@@ -219,9 +219,13 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 def starting_point(folder: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
     """The checkpoint that a run in `folder` goes on from; None: it starts from scratch."""
+    epochs, table = saved_epochs(folder), folder / "history.csv"
+    check_csv(table)
+    if not resume:
+        for epoch in epochs if overwrite else epochs[-1:]:
+            load(epoch_path(folder, epoch), NOT_OURS)
     if overwrite:
         return None
-    epochs, table = saved_epochs(folder), folder / "history.csv"
     if table.exists() and not epochs:
         raise UserError(f"{table} is there without its epochs; move it away, or use --overwrite")
     if epochs and not resume:

