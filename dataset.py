@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils import cifar10
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, printable, warn
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAINING_IMAGES = {"cifar10": 45_000, "synthetic": 4_500}
 IMAGE_SIDE = 32  # pixels
 IMAGES_AHEAD = 8_192  # augmented at once on a GPU, for fewer launches; on a CPU one batch, which stays in its cache
+SHRUNK_SIDE, ORIENTATION = 128, 0x0112  # of pictures of one's own: pixels; a tag of EXIF
 PADDING = 4  # pixels by which an image grows on each side, before a crop of its own size is taken (arXiv 1512.03385)
 
 
@@ -68,11 +69,12 @@ def read_image(path: Path) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore")  # they are in Pillow's terms, not in a user's
-            upright = ImageOps.exif_transpose(picture)
-            side = min(upright.size)
-            left, top = (upright.width - side) // 2, (upright.height - side) // 2
-            square = _to_rgb(upright.crop((left, top, left + side, top + side)))
-            small = square.resize((32, 32), Image.Resampling.LANCZOS)  # an antialiasing filter
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":  # that is a camera's, with previews
+                warn(f"note: {printable(str(path))} has several frames; this is about the first one")
+            picture.draft(None, (SHRUNK_SIDE, SHRUNK_SIDE))  # a JPEG's decoder can shrink
+            square = _shrink_middle(picture)
+            square.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
+            small = ImageOps.exif_transpose(square).resize((32, 32), Image.Resampling.LANCZOS)  # an antialiasing filter
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no picture of a known format; save it as PNG or JPEG") from error
     except Image.DecompressionBombError as error:  # more pixels than Pillow thinks sane: 179 million
@@ -83,15 +85,23 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert to 8 bits a channel, and put what is transparent on white."""
+def _shrink_middle(picture: Image.Image) -> Image.Image:
+    """The middle square as RGB, each side below twice `SHRUNK_SIDE`; strip by strip, as copies take memory."""
     if picture.mode.startswith(("I", "F")):  # grey levels of 16 bits, 32 bits or floats
         levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
         usual = [65535] if picture.mode.startswith("I;16") else [1, 255, 65535]
         white = next(level for level in [*usual, levels.max()] if level >= levels.max())  # the least that fits
         picture = Image.fromarray((255 * levels / white).round().astype(np.uint8))
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    side = min(picture.size)
+    factor = max(1, side // SHRUNK_SIDE)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    side -= side % factor
+    square = Image.new("RGB", (side // factor, side // factor), "white")
+    for row in range(0, square.height, 4):
+        upper, lower = top + factor * row, top + factor * min(row + 4, square.height)
+        strip = picture.crop((left, upper, left + side, lower)).convert("RGBA").reduce(factor)
+        square.paste(strip, (0, row), strip)  # what is transparent stays white
+    return square
 
 
 class Batches:

@@ -28,9 +28,9 @@ from dataset import CLASSES, Batches, Split, read_image
 from models import ResidualCNN
 from utils import checkpoint, engine, history, report
 from utils.accelerate import memory_format
-from utils.errors import UserError, run_program
-from utils.files import epoch_path, make_folder, saved_epochs
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, file_path, integer
+from utils.errors import UserError, printable, report_error, run_program
+from utils.files import epoch_path, make_folder, no_epoch, saved_epochs
+from utils.options import CHECKPOINT_DIR, DATA_DIR, Parser, file_path, folder_path, integer
 from utils.runtime import Runtime, choose_device, torch_errors_in_one_line
 
 Predict = Callable[[Split], tuple[Tensor, Tensor]]  # images -> logits (N, classes) and labels (N,), on the CPU
@@ -51,8 +51,8 @@ def build_parser() -> Parser:
     )
     add("--image", type=file_path, nargs="+", help="pictures to classify, in place of the test images")
     add = parser.add_argument_group("files").add_argument
-    add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the run")
-    add("--data-dir", type=file_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--checkpoint-dir", type=folder_path, default=CHECKPOINT_DIR, help="folder of the run")
+    add("--data-dir", type=folder_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add = parser.add_argument_group("machine").add_argument
     add("--batch-size", type=integer(1), default=500, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
@@ -102,13 +102,13 @@ def print_verdict(title: str, logits: Tensor, labels: Tensor) -> None:
         print(f"  {name:<12}" + (f"{of_class.double().mean().item():7.1%}" if len(of_class) else "no images"))
 
 
-def print_guesses(paths: list[Path], logits: Tensor) -> None:
+def print_guesses(names: list[str], logits: Tensor) -> None:
     """One line per picture: its three most probable classes; logits (N, classes)."""
-    width = max(len(str(path)) for path in paths)
-    for path, probabilities in zip(paths, logits.double().softmax(dim=1)):
+    width = max(map(len, names))
+    for name, probabilities in zip(names, logits.double().softmax(dim=1)):
         top = zip(*(values.tolist() for values in probabilities.topk(3)))
         guesses = [f"{CLASSES[index]:<10}{probability:7.1%}" for probability, index in top]
-        print(f"{path!s:<{width}}  " + "   ".join(guesses))
+        print(f"{name:<{width}}  " + "   ".join(guesses))
 
 
 def give_verdict(options: argparse.Namespace, tested: str, predict: Predict, data: str) -> None:
@@ -126,14 +126,25 @@ def give_verdict(options: argparse.Namespace, tested: str, predict: Predict, dat
 
 
 def classify(options: argparse.Namespace, predict: Predict, data: str) -> None:
-    """The most probable classes of the user's own pictures, which need no data set."""
-    images = torch.stack([read_image(path) for path in options.image])
-    logits, _ = predict(Split(images, torch.zeros(len(images), dtype=torch.int64)))
-    if data == "synthetic":
-        print("note: this network has seen synthetic patterns alone; its classes are not what their names say")
-    if options.views > 1:
-        print(f"note: by {options.views} views of each picture")
-    print_guesses(options.image, logits)
+    """The most probable classes of the user's own pictures, which need no data set; a bad one stops no other."""
+    images, names, troubles = [], [], []
+    for path in options.image:
+        try:
+            images.append(read_image(path))
+            names.append(printable(str(path)))
+        except UserError as trouble:
+            troubles.append(trouble)
+    if images:
+        logits, _ = predict(Split(torch.stack(images), torch.zeros(len(images), dtype=torch.int64)))
+        if data == "synthetic":
+            print("note: this network has seen synthetic patterns alone; its classes are not what their names say")
+        if options.views > 1:
+            print(f"note: by {options.views} views of each picture")
+        print_guesses(names, logits)
+    for trouble in troubles[:-1]:
+        report_error(trouble)
+    if troubles:
+        raise troubles[-1]
 
 
 def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
@@ -143,9 +154,7 @@ def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
     folder = options.checkpoint_dir
     epochs = saved_epochs(folder)
     if not epochs:
-        raise UserError(
-            f"there is no epoch in {folder}; train first, name another --checkpoint-dir, or use --pretrained best"
-        )
+        raise UserError(f"{no_epoch(folder)}; train first, name another --checkpoint-dir, or use --pretrained best")
     epoch = options.epoch or ask_for_epoch(folder, epochs)
     if epoch not in epochs:
         raise UserError(f"there is no epoch {epoch} in {folder}; without --epoch, test.py shows those there are")
@@ -154,7 +163,12 @@ def choose_checkpoint(options: argparse.Namespace) -> checkpoint.Checkpoint:
 
 @torch_errors_in_one_line()
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    argv, parser = sys.argv[1:] if argv is None else argv, build_parser()
+    options = parser.parse_args(argv)
+    if options.pretrained:
+        parser.refuse(argv, ("checkpoint_dir",), "with --pretrained")
+    if options.image:
+        parser.refuse(argv, ("data_dir",), "with --image")
     device = choose_device(options.device)
     saved = choose_checkpoint(options)
     network = saved.build_network(ResidualCNN).to(device, memory_format=memory_format(device))
@@ -165,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
         return engine.predict(network, bar, options.views)
 
     data = saved.config.options["data"]
+    if data == "synthetic":
+        parser.refuse(argv, ("data_dir",), "for a network that was trained on synthetic images")
     if options.image:
         classify(options, predict, data)
     else:

@@ -32,7 +32,18 @@ from utils.accelerate import accelerate, compiler_works, describe_precision, kee
 from utils.checkpoint import Checkpoint, Config
 from utils.engine import TrainingStep, derived_seed
 from utils.errors import UserError, interrupt_code, run_program, warn
-from utils.options import CHECKPOINT_DIR, DATA_DIR, Options, Parser, decide, file_path, integer, number, png_path
+from utils.options import (
+    CHECKPOINT_DIR,
+    DATA_DIR,
+    Options,
+    Parser,
+    decide,
+    file_path,
+    folder_path,
+    integer,
+    number,
+    png_path,
+)
 from utils.plot import LossCurve, curve_path
 from utils.runtime import Runtime, start
 
@@ -82,8 +93,8 @@ def build_parser() -> Parser:
     add("--recipe", choices=RECIPES, default="default", help="these options; one beside it wins; best needs --teacher")
     group = parser.add_argument_group("files")
     add = group.add_argument
-    add("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
-    add("--data-dir", type=file_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
+    add("--checkpoint-dir", type=folder_path, default=CHECKPOINT_DIR, help="folder of the checkpoints and history.csv")
+    add("--data-dir", type=folder_path, default=DATA_DIR, help="folder of CIFAR-10, filled if empty")
     add("--plot", type=png_path, help="the curve (default: loss_curve.png, in --checkpoint-dir if that is another)")
     add("--teacher", type=file_path, help="checkpoint of a larger network, whose logits are learned too (distillation)")
     add = group.add_mutually_exclusive_group().add_argument

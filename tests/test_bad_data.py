@@ -154,3 +154,9 @@ def test_a_server_that_never_answers_is_given_up(archive, server, monkeypatch):
     with pytest.raises(UserError, match="cannot be downloaded.*timed out"):
         works()
     released.set()
+
+
+@pytest.mark.parametrize("name", ["data/cifar-10-batches-py", "."])
+def test_of_a_folder_one_too_deep_or_too_high_the_right_one_is_named(small_cifar10, name):
+    with pytest.raises(UserError, match=f"--data-dir {name}: name the folder that holds cifar-10-batches-py, .* data"):
+        train.main(["--data-dir", name])

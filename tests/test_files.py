@@ -1,6 +1,11 @@
 import os
 from multiprocessing import get_context
 
+import pytest
+
+import train
+from conftest import TINY
+from utils.errors import UserError
 from utils.files import write_file
 
 
@@ -19,3 +24,16 @@ def test_two_programs_may_write_the_same_file(tmp_path):
         assert path.read_bytes() in contents
     assert [process.exitcode for process in processes] == [0, 0]
     assert os.listdir(tmp_path) == ["curve.png"]
+
+
+def test_a_link_that_leads_nowhere_is_called_that():
+    os.symlink("nowhere", "link")
+    for options in (["--checkpoint-dir", "link"], ["--checkpoint-dir", "new", "--plot", "link/curve.png"]):
+        with pytest.raises(UserError, match="link: it is a link that leads nowhere; name another"):
+            train.main([*TINY, "--epochs", "1", *options])
+
+
+def test_a_lock_that_cannot_be_opened_is_named():
+    os.makedirs("checkpoints/.lock")
+    with pytest.raises(UserError, match="cannot write to .*checkpoints/.lock: Is a directory; name another"):
+        train.main([*TINY, "--epochs", "1"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import train
 from conftest import ENVIRONMENT, run
 from utils import plot
 from utils.checkpoint import Config
@@ -255,3 +256,9 @@ def test_the_curve_is_redrawn_from_a_checkpoint_folder(trained, tmp_path, monkey
 def test_an_empty_folder_is_a_line():
     with pytest.raises(UserError, match="no epoch in checkpoints"):
         plot.main([])
+
+
+@pytest.mark.parametrize("spelling", ["checkpoints", "./checkpoints/", "{here}/checkpoints"])
+def test_a_resumed_run_is_drawn_where_it_was_however_its_folder_is_spelt(folder, spelling, tmp_path):
+    train.main(["--resume", "--epochs", "4", "--checkpoint-dir", spelling.format(here=tmp_path)])
+    assert Path("loss_curve.png").exists() and set(os.listdir()) == {"checkpoints", "loss_curve.png"}

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 import test
 from conftest import run, start_warm
-from utils import checkpoint, files
+from utils import checkpoint, files, plot
 from utils.errors import UserError
 
 
@@ -109,3 +109,29 @@ def test_damaged_weights_are_refused_in_one_line(trained, monkeypatch):
     monkeypatch.setitem(test.PRETRAINED, "default", Path("own.pth"))
     with pytest.raises(UserError, match="own.pth is not a usable checkpoint: .*; get it again"):
         test.main(["--pretrained", "default"])
+
+
+@pytest.mark.parametrize(
+    "option, reason",
+    [
+        ("--checkpoint-dir checkpoints --pretrained best", "with --pretrained"),
+        ("--data-dir data --epoch 1 --image a.png", "with --image"),
+        ("--data-dir data --epoch 1", "for a network that was trained on synthetic images"),
+    ],
+)
+def test_an_option_without_effect_is_refused(folder, option, reason):
+    with pytest.raises(UserError, match=f"{option.split()[0]} has no effect {reason}; leave it out"):
+        test.main(option.split())
+
+
+def test_of_a_folder_one_too_deep_or_too_high_the_right_one_is_named(folder):
+    Path("checkpoints/inner").mkdir()
+    cases = {
+        "checkpoints/epoch_02.pth": "'checkpoints/epoch_02.pth' is a file; name its folder, 'checkpoints'",
+        "checkpoints/inner": "there is no epoch in checkpoints/inner, but there is in checkpoints;",
+        ".": "there is no epoch in ., but there is in checkpoints;",
+    }
+    for name, text in cases.items():
+        for main in test.main, plot.main:
+            with pytest.raises(UserError, match=re.escape(text)):
+                main(["--checkpoint-dir", name])

@@ -104,3 +104,8 @@ def test_two_processes_go_on_with_one_ones_run_are_restarted_after_a_kill_and_on
 def test_the_benchmark_compares_one_process_with_all():
     out = done(torchrun(2, "utils/benchmark.py", *"--widths 4 --blocks 1 --steps 1 --turns 1 --device cpu".split()))
     assert [line.split(",")[0] for line in out.splitlines()] == ["one process", "2 processes"]
+
+
+def test_a_word_of_torchruns_that_a_shell_has_kept_starts_no_process_group(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert train.main([*TINY, "--epochs", "1"]) == 0

@@ -33,6 +33,7 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
     try:
         dataset = _open(data_dir, train)
         if dataset is None:
+            _check_place(Path(data_dir))
             Path(data_dir).mkdir(parents=True, exist_ok=True)
             lock = _wait_for_lock(Path(data_dir, ".cifar10.lock"))  # one process fetches it, others find it
             try:
@@ -44,6 +45,14 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
     finally:
         socket.setdefaulttimeout(time_out)
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+
+
+def _check_place(data_dir: Path) -> None:
+    """Raise `UserError` if the data set is in the folder above, or in one within `data_dir`."""
+    inner = [path.parent for path in data_dir.glob(f"*/{CIFAR10.base_folder}")]
+    right = data_dir.parent if data_dir.name == CIFAR10.base_folder else next(iter(inner), None)
+    if right:
+        raise UserError(f"--data-dir {data_dir}: name the folder that holds {CIFAR10.base_folder}, which is {right}")
 
 
 def _wait_for_lock(path: Path) -> FileLock:

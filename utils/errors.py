@@ -115,7 +115,7 @@ def _exit_code(main: Callable[[], int]) -> int:
         try:
             code = main()
         except UserError as error:
-            _report(error)
+            report_error(error)
             code = 2
         except KeyboardInterrupt as interrupt:
             code = interrupt_code(interrupt)
@@ -133,7 +133,7 @@ def _exit_code(main: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise  # not something that the user can fix
-        _report(f"{error.filename or 'standard output'}: {error.strerror}; fix that, or name another place")
+        report_error(f"{error.filename or 'standard output'}: {error.strerror}; fix that, or name another place")
         _silence(sys.stdout)
         code = code or 2
     return code
@@ -147,17 +147,21 @@ def warn(text: str) -> None:
         _silence(sys.stderr)
 
 
+def printable(text: str) -> str:
+    """One line that changes nothing in a terminal, whatever is in a file's name."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def _silence(stream: TextIO) -> None:
     """What is still to be written to it goes nowhere, and fails no more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _report(error: UserError | str) -> None:
+def report_error(error: UserError | str) -> None:
     """One line on stderr; of torchrun's processes here the first speaks at once, others wait: they met the same."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":  # torchrun ends all when one ends: if the first has something to say, do not be before it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)
         error = f"process {rank}: {error}"
-    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in f"error: {error}")
-    warn(text)  # one line, whatever is in a file's name
+    warn(printable(f"error: {error}"))

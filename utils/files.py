@@ -32,10 +32,16 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
 def make_folder(folder: Path, advice: str) -> None:
     """Make a folder, and find out before the work whose result goes into it whether that can be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
+
+
+def _make(folder: Path) -> None:
+    if folder.is_symlink() and not folder.exists():
+        raise OSError(errno.ENOENT, "it is a link that leads nowhere", str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
@@ -50,6 +56,13 @@ def saved_epochs(folder: Path) -> list[int]:
         return []
     numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"epoch_(\d+)\.pth", name))}
     return sorted(epoch for epoch in numbers if epoch_path(folder, epoch).exists())
+
+
+def no_epoch(folder: Path) -> str:
+    """That there is no epoch in `folder`, and where there are some: in the folder above, or in those within it."""
+    around = [folder.parent, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
+    found = ", ".join(str(each) for each in around if each.is_dir() and saved_epochs(each))
+    return f"there is no epoch in {folder}" + (f", but there is in {found}" if found else "")
 
 
 def _is_empty(folder: Path) -> bool:
@@ -79,7 +92,7 @@ def locked(folder: Path) -> Iterator[None]:
     lock = None
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
             advice = "wait for it, or name another --checkpoint-dir"

@@ -49,6 +49,16 @@ class Parser(argparse.ArgumentParser):
         """The names of the options that a checkpoint keeps."""
         return list(vars(self.recipe.parse_args([])))
 
+    def given(self, argv: list[str]) -> set[str]:
+        """The names of the options on the command line."""
+        unset = argparse.Namespace(**dict.fromkeys(vars(self.parse_args([]))))  # argparse fills in no default for None
+        return {name for name, value in vars(self.parse_args(argv, unset)).items() if value is not None}
+
+    def refuse(self, argv: list[str], names: tuple[str, ...], reason: str) -> None:
+        """Raise `UserError` if one of these options is given, as it has no effect for this `reason`."""
+        for name in self.given(argv) & set(names):
+            self.error(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+
     def changed(self, options: argparse.Namespace, names: list[str]) -> str:
         """Those of the options that differ from their defaults, as on a command line; not what "auto" became."""
         values = {name: getattr(options, name) for name in names}
@@ -73,6 +83,12 @@ def decide(parser: Parser, argv: list[str], saved: Checkpoint | None, runtime: R
     per_epoch = min(images[given.data], given.subset or images[given.data])
     given.compile = choose_compile(given.compile, given.epochs * per_epoch, runtime.device)
     _check_together(given, runtime)
+    if given.schedule != "step":
+        parser.refuse(argv, ("step_size", "gamma"), f"with --schedule {given.schedule}")
+    if given.data == "synthetic":
+        parser.refuse(argv, ("data_dir",), "with --data synthetic")
+    if per_epoch == images[given.data]:
+        parser.refuse(argv, ("subset",), f"with {per_epoch:,} training images in all")
     return Options(vars(given))
 
 
@@ -107,8 +123,8 @@ def _check_together(options: argparse.Namespace, runtime: Runtime) -> None:
     size, processes = options.batch_size, runtime.world_size
     if size < processes:
         raise UserError(f"--batch-size: {size} for {processes} processes; give each an image at least")
-    if options.sync_bn and runtime.device.type != "cuda":
-        raise UserError("--sync-bn: torch has it on CUDA GPUs alone; leave it out")
+    if options.sync_bn and (runtime.device.type != "cuda" or processes == 1):
+        raise UserError("--sync-bn: it is for several processes on CUDA GPUs; leave it out")
     if options.nesterov and options.momentum == 0:
         raise UserError("--nesterov: there is no momentum to correct; give a --momentum above 0, or leave it out")
     folder = os.path.realpath(options.checkpoint_dir)  # Path.resolve() may raise RuntimeError: for a link to itself
@@ -154,11 +170,19 @@ def file_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def folder_path(text: str) -> Path:
+    """An argparse type: a folder, which need not be there."""
+    path = file_path(text)
+    if path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file; name its folder, {str(path.parent)!r}")
+    return path
+
+
 def png_path(text: str) -> Path:
     """An argparse type: the name of a picture, so that none is drawn over a checkpoint, say."""
     if file_path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name like curve.png")
     return file_path(text)
 
 
-file_path.metavar = png_path.metavar = "PATH"
+file_path.metavar = folder_path.metavar = png_path.metavar = "PATH"

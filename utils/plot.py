@@ -18,9 +18,9 @@ import numpy as np
 
 from utils.checkpoint import Config, load_newest
 from utils.errors import UserError, run_program
-from utils.files import make_folder, write_file
+from utils.files import make_folder, no_epoch, write_file
 from utils.history import best_row, count_epochs
-from utils.options import CHECKPOINT_DIR, Parser, file_path, png_path
+from utils.options import CHECKPOINT_DIR, Parser, folder_path, png_path
 
 WIDTH, DPI = 8.3, 200  # inches and dots an inch: 1,660 px, twice the width at which README shows a picture
 TRAIN_COLOUR, VALIDATION_COLOUR, QUIET = "#D07800", "#00468B", "#666666"  # different to every kind of colour vision
@@ -181,17 +181,18 @@ def caption(config: Config, history: list[dict], parameters: int) -> str:
 
 def curve_path(plot: Path | None, folder: Path) -> Path:
     """`plot`, or without it beside the checkpoints; for their usual folder, in the working folder."""
-    return plot or (Path() if folder == CHECKPOINT_DIR else folder) / "loss_curve.png"
+    is_usual = os.path.realpath(folder) == os.path.realpath(CHECKPOINT_DIR)  # however it is spelt
+    return plot or (Path() if is_usual else folder) / "loss_curve.png"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__, "python -m utils.plot")
-    parser.add_argument("--checkpoint-dir", type=file_path, default=CHECKPOINT_DIR, help="folder of the run")
+    parser.add_argument("--checkpoint-dir", type=folder_path, default=CHECKPOINT_DIR, help="folder of the run")
     parser.add_argument("--plot", type=png_path, help="picture to draw (default: where train.py draws it)")
     options = parser.parse_args(argv)
     saved = load_newest(options.checkpoint_dir)
     if saved is None:
-        raise UserError(f"there is no epoch in {options.checkpoint_dir}; train first, or name another --checkpoint-dir")
+        raise UserError(f"{no_epoch(options.checkpoint_dir)}; train first, or name another --checkpoint-dir")
     curve = LossCurve(curve_path(options.plot, options.checkpoint_dir), saved.config, saved.parameters)
     curve.prepare()
     curve.draw(saved.history)

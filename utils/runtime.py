@@ -15,7 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError, first_line
 
-is_distributed = distributed.is_torchelastic_launched  # whether torchrun started this process
+
+def is_distributed() -> bool:
+    """Whether torchrun started this process; a shell may have kept one of its words from somewhere else."""
+    return distributed.is_torchelastic_launched() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 @dataclass(frozen=True)
