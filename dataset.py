@@ -87,11 +87,7 @@ def read_image(path: Path) -> Tensor:
 
 def _shrink_middle(picture: Image.Image) -> Image.Image:
     """The middle square as RGB, each side below twice `SHRUNK_SIDE`; strip by strip, as copies take memory."""
-    if picture.mode.startswith(("I", "F")):  # grey levels of 16 bits, 32 bits or floats
-        levels = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
-        usual = [65535] if picture.mode.startswith("I;16") else [1, 255, 65535]
-        white = next(level for level in [*usual, levels.max()] if level >= levels.max())  # the least that fits
-        picture = Image.fromarray((255 * levels / white).round().astype(np.uint8))
+    white = _white(picture)
     side = min(picture.size)
     factor = max(1, side // SHRUNK_SIDE)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -99,9 +95,26 @@ def _shrink_middle(picture: Image.Image) -> Image.Image:
     square = Image.new("RGB", (side // factor, side // factor), "white")
     for row in range(0, square.height, 4):
         upper, lower = top + factor * row, top + factor * min(row + 4, square.height)
-        strip = picture.crop((left, upper, left + side, lower)).convert("RGBA").reduce(factor)
+        strip = picture.crop((left, upper, left + side, lower))
+        if white:
+            strip = Image.fromarray((255 * _levels(strip) / white).round().clip(max=255).astype(np.uint8))
+        strip = strip.convert("RGBA").reduce(factor)
         square.paste(strip, (0, row), strip)  # what is transparent stays white
     return square
+
+
+def _white(picture: Image.Image) -> float | None:
+    """The level of white where grey has 16 bits, 32 bits or floats: the least usual one that fits; None for others."""
+    if picture.mode.startswith("I;16"):
+        return 65535
+    if not picture.mode.startswith(("I", "F")):
+        return None
+    highest = _levels(picture).max()
+    return next(level for level in (1, 255, 65535, highest) if level >= highest)
+
+
+def _levels(picture: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
 
 
 class Batches:

@@ -168,7 +168,7 @@ def train(parser: Parser, argv: list[str], given: argparse.Namespace, runtime: R
         if saved:
             print(f"resumed  after epoch {saved.epoch} of {options.epochs}")
         elif options.resume:
-            print(f"note: no epoch in {folder} yet, starting with the options given")
+            print(f"note: {files.no_epoch(folder)}; starting with the options given")
     no_bar = None if runtime.is_main else True  # None: there is one where stderr is a terminal
     few = training[: engine.STATISTICS_IMAGES]  # as they are, and in every process the same
     few_size, validation_size = (engine.evaluation_batch(len(split), runtime.device) for split in (few, validation))

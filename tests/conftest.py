@@ -146,8 +146,11 @@ def run(script, *arguments, starter=start, **options):
 
 
 def wait_for_line(process, beginning):
+    too_late = threading.Timer(120, process.kill)
+    too_late.start()
     while not (line := process.stdout.readline()).startswith(beginning):
         assert line, f"it has ended: {process.stderr and process.stderr.read()}"
+    too_late.cancel()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from utils.errors import UserError
 KILLS = int(os.environ.get("KILLS", "8"))
 EPOCHS = 2 * KILLS
 LONG_RUN = [*TINY, "--epochs", str(EPOCHS), "--step-size", "5", "--compile", "off", "--resume"]
-GO_ON = f"python {ROOT}/train.py --resume {' '.join(TINY)} --epochs 10000 --compile off"
+PYTHON = Path(sys.executable).name
+GO_ON = f"{PYTHON} {ROOT}/train.py --resume {' '.join(TINY)} --epochs 10000 --compile off"
 ENDLESS = [*TINY, "--epochs", "10000", "--compile", "off"]
 
 
@@ -94,6 +96,7 @@ def test_sigterm_and_a_closed_window_do_the_same_and_nobody_need_listen(number, 
     process = start_warm("train.py", *ENDLESS, stderr=subprocess.STDOUT)
     wait_for_line(process, "   3")
     process.send_signal(number)
+    process.send_signal(number)  # shell and system may both send one
     process.stdout.close()  # as in `2>&1 | tee log`
     assert process.wait(timeout=30) == code
     assert_drawn_since(files.saved_epochs(Path("checkpoints"))[-1])
@@ -116,7 +119,7 @@ def test_to_go_on_is_the_same_command_with_resume(trained):
     wait_for_line(process, "epoch")  # the head of the table
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    go_on = f"python {ROOT}/train.py --resume --epochs 10000 --plot 'my curve.png'"
+    go_on = f"{PYTHON} {ROOT}/train.py --resume --epochs 10000 --plot 'my curve.png'"
     assert err.splitlines()[-1].endswith(f"To go on: {go_on}")
 
 
@@ -152,7 +155,7 @@ def test_a_run_that_waits_for_anothers_download_says_so(small_cifar10):
     small_cifar10.rename("elsewhere")
     with FileLock("data/.cifar10.lock"):
         process = start_warm("train.py", *"--widths 4 --blocks 1 --epochs 1 --device cpu".split())
-        wait_for_line(process, "waiting for another program, which fetches CIFAR-10 into data")
+        wait_for_line(process, "waiting for another process, which fetches CIFAR-10 into data")
         Path("elsewhere").rename(small_cifar10)
     assert process.wait(timeout=60) == 0
 
@@ -181,7 +184,7 @@ def test_a_folder_that_may_not_be_listed_is_not_empty(folder, monkeypatch):
 
 def test_a_folder_below_a_file_is_refused():
     Path("file").touch()
-    with pytest.raises(UserError, match="cannot write to file/checkpoints: Not a directory; name another"):
+    with pytest.raises(UserError, match="cannot write to file/checkpoints: file is not a folder; name another"):
         train.main([*TINY, "--checkpoint-dir", "file/checkpoints"])
 
 

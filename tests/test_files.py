@@ -28,8 +28,8 @@ def test_two_programs_may_write_the_same_file(tmp_path):
 
 def test_a_link_that_leads_nowhere_is_called_that():
     os.symlink("nowhere", "link")
-    for options in (["--checkpoint-dir", "link"], ["--checkpoint-dir", "new", "--plot", "link/curve.png"]):
-        with pytest.raises(UserError, match="link: it is a link that leads nowhere; name another"):
+    for options in (["--checkpoint-dir", "link/run"], ["--checkpoint-dir", "new", "--plot", "link/curve.png"]):
+        with pytest.raises(UserError, match="link is a link that leads nowhere; name another"):
             train.main([*TINY, "--epochs", "1", *options])
 
 

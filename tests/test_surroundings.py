@@ -24,6 +24,15 @@ def test_an_older_python_is_refused_in_one_line(program, version):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
+def test_python_3_10_can_read_every_file(tmp_path):
+    pythons = list(PYENV.glob("3.10.*/bin/python"))
+    if not pythons:
+        pytest.skip("there is no Python 3.10 here")
+    command = [pythons[0], "-m", "compileall", "-q", ".", "-x", r"/\."]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path)}, text=True)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("program", ["train.py", "test.py"])
 def test_ctrl_c_while_a_program_is_imported_is_no_traceback(program, monkeypatch):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # a line on stderr for each module that has been imported
@@ -48,27 +57,42 @@ def state():
         "streams": (sys.stdin, sys.stdout, sys.stderr, sys.stdout.errors, socket.getdefaulttimeout()),
         "logs": [logging.getLogger(name).level for name in ("", "matplotlib", "torch")],
         "torch": (
-            torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory,
-            torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision(),
+            torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory,
+            torch.get_rng_state().tolist(), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.get_float32_matmul_precision(),
         ),
         "backend": matplotlib.rcParams["backend"],
     }
 
-sys.ps1 = "In [1]: "  # there is a prompt
-before = state()
-for program, *arguments in (sys.argv[1:], ["test.py", "--epoch", "1"]):
+def run(program, *arguments):
     sys.argv = [program, *arguments]
     try:
         runpy.run_path(os.path.join(os.environ["PYTHONPATH"], program), run_name="__main__")
     except SystemExit as end:
-        assert end.code == 0
+        return end.code
+
+sys.ps1 = "In [1]: "  # there is a prompt
+torch.use_deterministic_algorithms(True, warn_only=True)
+before = state()
+assert run("train.py", *sys.argv[1:]) == 0
+assert run("test.py", "--epoch", "1") == 0
+
+from utils import checkpoint
+save = checkpoint.save
+
+def save_and_interrupt(*arguments):
+    save(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+
+checkpoint.save = save_and_interrupt
+assert run("train.py", "--resume", "--epochs", "3") == 130
 after = state()
 print([(name, before[name], after[name]) for name in before if before[name] != after[name]])
 """
 
 
 def test_what_a_program_changes_for_its_process_is_put_back_for_a_notebook():
-    command = [sys.executable, "-c", NOTEBOOK, "train.py", *TINY, "--epochs", "1", "--deterministic"]
+    command = [sys.executable, "-c", NOTEBOOK, *TINY, "--epochs", "1", "--deterministic"]
     environment = os.environ | ENVIRONMENT | {"MPLBACKEND": "svg"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stdout.splitlines() or [""])[-1] == "[]", done.stderr

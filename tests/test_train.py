@@ -3,6 +3,7 @@ import functools
 import os
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_the_tour_trains_draws_and_says_what_to_do_next_in_lines_without_a_bar()
     assert len(rows) == 2 and len({len(row) for row in rows}) == 1
     files = sorted(os.listdir("checkpoints"))
     assert files == [".lock", "epoch_01.pth", "epoch_02.pth", "history.csv"]
-    assert out.splitlines()[-1].startswith(f"    python {ROOT / 'test.py'} --epoch ")
+    assert out.splitlines()[-1].startswith(f"    {Path(sys.executable).name} {ROOT / 'test.py'} --epoch ")
     assert "synthetic, not CIFAR-10" in out
     assert open("loss_curve.png", "rb").read(4) == b"\x89PNG"
 

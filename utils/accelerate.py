@@ -1,6 +1,7 @@
 """What makes a training step, which works by itself, fast: compiler, bf16, CUDA graph, memory format, allocator."""
 
 import ctypes
+import logging
 import math
 
 import torch
@@ -60,6 +61,7 @@ def choose_compile(name: str, images: int, device: torch.device) -> str:
 
 def compiler_works(runtime: Runtime) -> bool:
     """Whether torch.compile can compile for this device, found out by trying; if not, a line says why."""
+    torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error

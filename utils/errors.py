@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ SECONDS_TO_SPEAK = 5.0
 # Ctrl-C; a batch system's notice to stop; a closed terminal, of which Windows does not tell.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _handlers_before = {}  # of signals, to be put back
+TORCHRUNS = {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
 
 
 class UserError(Exception):
@@ -21,6 +23,11 @@ class UserError(Exception):
 
     Whatever function meets such trouble raises it, throughout the project; docstrings do not repeat that.
     """
+
+
+def is_distributed() -> bool:
+    """Whether torchrun started this process; a shell may have kept one of its words from somewhere else."""
+    return os.environ.keys() >= TORCHRUNS
 
 
 def exit_on_ctrl_c() -> None:
@@ -35,7 +42,10 @@ def _exit_on_signal(number, frame):
 
 
 def _on_signal(number, frame):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+    if not hasattr(sys, "ps1"):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+    for other in SIGNALS[1:]:  # shell and system may both send one, and the curve is being drawn
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
 
 
@@ -74,7 +84,11 @@ def _reopen(stream: TextIO | None, mode: str, errors: str) -> TextIO:
         return open(os.devnull, mode)
     if not isinstance(stream, io.TextIOWrapper):  # a notebook's
         return stream
-    file = (_Terminal if stream.isatty() else io.FileIO)(stream.fileno(), mode, closefd=False)
+    if type(getattr(stream.buffer, "raw", None)) is not io.FileIO:  # the console of Windows
+        stream.reconfigure(errors=errors)
+        return stream
+    is_device = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)  # `isatty` denies a terminal that is gone
+    file = (_Terminal if is_device else io.FileIO)(stream.fileno(), mode, closefd=False)
     buffer = io.BufferedReader(file) if mode == "r" else io.BufferedWriter(file)
     at_once = stream.line_buffering or stream.write_through
     return io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=at_once)
@@ -159,7 +173,7 @@ def _silence(stream: TextIO) -> None:
 
 def report_error(error: UserError | str) -> None:
     """One line on stderr; of torchrun's processes here the first speaks at once, others wait: they met the same."""
-    rank = os.environ.get("LOCAL_RANK", "0")
+    rank = os.environ["LOCAL_RANK"] if is_distributed() else "0"
     if rank != "0":  # torchrun ends all when one ends: if the first has something to say, do not be before it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_SPEAK)

@@ -32,15 +32,19 @@ def write_file(path: Path, data: bytes | memoryview, advice: str) -> None:
 def make_folder(folder: Path, advice: str) -> None:
     """Make a folder, and find out before the work whose result goes into it whether that can be written."""
     try:
-        _make(folder)
+        create(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}; {advice}") from error
 
 
-def _make(folder: Path) -> None:
-    if folder.is_symlink() and not folder.exists():
-        raise OSError(errno.ENOENT, "it is a link that leads nowhere", str(folder))
+def create(folder: Path) -> None:
+    """Create a folder, unless it is there; an `OSError` says what is in the way."""
+    for each in (folder, *folder.parents):
+        if each.is_symlink() and not each.exists():
+            raise OSError(errno.ENOENT, f"{each} is a link that leads nowhere")
+        if each.exists() and not each.is_dir():
+            raise OSError(errno.ENOTDIR, f"{each} is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -60,9 +64,11 @@ def saved_epochs(folder: Path) -> list[int]:
 
 def no_epoch(folder: Path) -> str:
     """That there is no epoch in `folder`, and where there are some: in the folder above, or in those within it."""
-    around = [folder.parent, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
-    found = ", ".join(str(each) for each in around if each.is_dir() and saved_epochs(each))
-    return f"there is no epoch in {folder}" + (f", but there is in {found}" if found else "")
+    found = []
+    for each in [Path(os.path.realpath(folder)).parent, *(sorted(folder.iterdir()) if folder.is_dir() else ())]:
+        with contextlib.suppress(OSError):  # one that may not be read
+            found += [os.path.relpath(each)] if saved_epochs(each) else []
+    return f"there is no epoch in {folder}" + (f", but there is in {', '.join(found)}" if found else "")
 
 
 def _is_empty(folder: Path) -> bool:
@@ -92,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
     lock = None
     try:
         try:
-            _make(folder)
+            create(folder)
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
             advice = "wait for it, or name another --checkpoint-dir"

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import saved_epochs, write_file
 
 # The columns, and what kind of number each holds. A column of kind `float | None` may be missing in older files: to
@@ -81,7 +81,7 @@ def print_header(
     if options.teacher:
         print(f"teacher  {options.teacher}")
     print(f"machine  {machine}")
-    print(f"files    {options.checkpoint_dir}, about {megabytes:,.0f} MB in all", flush=True)
+    print(f"files    {printable(str(options.checkpoint_dir))}, about {megabytes:,.0f} MB in all", flush=True)
 
 
 def print_newest(history: list[dict], epochs: int) -> None:
@@ -96,9 +96,9 @@ def print_newest(history: list[dict], epochs: int) -> None:
 def next_commands(history: list[dict], curve: Path, folders: str) -> str:
     """After the last epoch: what to look at and what to do next; `folders`: the options that name them."""
     best = best_row(history)["epoch"]
-    test = f"{_command('test.py')} {folders}".rstrip()
+    test = printable(f"{_command('test.py')} {folders}".rstrip())
     return (
-        f"Lowest validation loss: epoch {best}. The curve is in {curve}. Next:\n"
+        f"Lowest validation loss: epoch {best}. The curve is in {printable(str(curve))}. Next:\n"
         f"    {test}    # the epochs, and which to test\n"
         f"    {test} --epoch {best}"
     )
@@ -109,15 +109,16 @@ def resume_hint(argv: list[str], folder: Path, processes: int) -> str:
     kept = len(saved_epochs(folder))
     if kept == 0:
         return "\ninterrupted before the first epoch ended; nothing is kept, start again with the same command"
-    program = _command("train.py", "python" if processes == 1 else "torchrun ...")
+    program = _command("train.py", processes)
     same = [word for word in argv if word not in ("--resume", "--overwrite")]
     go_on = shlex.join(["--resume", *same])
     return f"\ninterrupted; {folder} keeps {count_epochs(kept)}. To go on: {program} {go_on}"
 
 
-def _command(name: str, launcher: str = "python") -> str:
+def _command(name: str, processes: int = 1) -> str:
     """What starts one of the programs, which lie side by side: the one that runs was started as sys.argv[0] says."""
     started = Path(sys.argv[0])
+    launcher = shlex.quote(Path(sys.executable).name) if processes == 1 else "torchrun ..."
     folder = started.parent if started.name == "train.py" else Path(__file__).parent.parent
     return f"{launcher} {shlex.quote(str(folder / name))}"
 

@@ -49,15 +49,12 @@ class Parser(argparse.ArgumentParser):
         """The names of the options that a checkpoint keeps."""
         return list(vars(self.recipe.parse_args([])))
 
-    def given(self, argv: list[str]) -> set[str]:
-        """The names of the options on the command line."""
-        unset = argparse.Namespace(**dict.fromkeys(vars(self.parse_args([]))))  # argparse fills in no default for None
-        return {name for name, value in vars(self.parse_args(argv, unset)).items() if value is not None}
-
     def refuse(self, argv: list[str], names: tuple[str, ...], reason: str) -> None:
-        """Raise `UserError` if one of these options is given, as it has no effect for this `reason`."""
-        for name in self.given(argv) & set(names):
-            self.error(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+        """Raise `UserError` if one of these options is on the command line, as it has no effect for this `reason`."""
+        given = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))  # which puts no default there
+        for name in names:
+            if getattr(given, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
 
     def changed(self, options: argparse.Namespace, names: list[str]) -> str:
         """Those of the options that differ from their defaults, as on a command line; not what "auto" became."""
@@ -113,7 +110,7 @@ def _resume(parser: Parser, argv: list[str], saved: Checkpoint) -> argparse.Name
             option = "--" + name.replace("_", "-")
             asked, before = (" ".join(words_of({name: value})) or f"no {option}" for value in (asked, before))
             fixed = " (this schedule's end is fixed from its start)" if longer else ""
-            advice = "leave it out to resume, or start another run with another --checkpoint-dir"
+            advice = "to resume, leave out what sets it; or start another run with another --checkpoint-dir"
             raise UserError(f"{asked} differs from {saved.path}, which has {before}{fixed}; {advice}")
     return given
 

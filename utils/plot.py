@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.checkpoint import Config, load_newest
-from utils.errors import UserError, run_program
+from utils.errors import UserError, printable, run_program
 from utils.files import make_folder, no_epoch, write_file
 from utils.history import best_row, count_epochs
 from utils.options import CHECKPOINT_DIR, Parser, folder_path, png_path
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     curve = LossCurve(curve_path(options.plot, options.checkpoint_dir), saved.config, saved.parameters)
     curve.prepare()
     curve.draw(saved.history)
-    print(curve.path)
+    print(printable(str(curve.path)))
     return 0
 
 

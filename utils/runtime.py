@@ -2,8 +2,8 @@
 
 import contextlib
 import gc
-import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import UserError, first_line
-
-
-def is_distributed() -> bool:
-    """Whether torchrun started this process; a shell may have kept one of its words from somewhere else."""
-    return distributed.is_torchelastic_launched() and {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+from utils.errors import UserError, first_line, is_distributed
 
 
 @dataclass(frozen=True)
@@ -110,9 +105,9 @@ def start(device_name: str, deterministic: bool = False) -> Iterator[Runtime]:
 @contextlib.contextmanager
 def _torch_switches(deterministic: bool) -> Iterator[None]:
     """Set what is global in torch; put it back at the end, for a notebook that goes on."""
-    settings = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch._logging.set_logs(all=logging.ERROR)  # the compiler's warnings are remarks for its own developers
+    settings, generator = torch.utils.deterministic, torch.get_rng_state()
+    before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     if deterministic:  # on a GPU; a CPU is so anyway (docs.pytorch.org/docs/stable/notes/randomness)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
@@ -120,11 +115,13 @@ def _torch_switches(deterministic: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         settings.fill_uninitialized_memory = before[1]
-        torch._logging.set_logs()
+        torch.set_rng_state(generator)
+        if "torch._dynamo" in sys.modules:
+            torch._logging.set_logs()  # `compiler_works` had quietened it
         if torch.cuda.is_initialized():
-            torch.cuda.set_stream(torch.cuda.default_stream())  # a captured step had another
+            torch.cuda.set_stream(stream or torch.cuda.default_stream(0))  # a captured step had another
 
 
 @contextlib.contextmanager
