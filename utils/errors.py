@@ -84,7 +84,7 @@ def _reopen(stream: TextIO | None, mode: str, errors: str) -> TextIO:
         return open(os.devnull, mode)
     if not isinstance(stream, io.TextIOWrapper):  # a notebook's
         return stream
-    if type(getattr(stream.buffer, "raw", None)) is not io.FileIO:  # the console of Windows
+    if type(getattr(stream.buffer, "raw", stream.buffer)) is not io.FileIO:  # the console of Windows
         stream.reconfigure(errors=errors)
         return stream
     is_device = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)  # `isatty` denies a terminal that is gone
