@@ -84,7 +84,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "",  # an empty one is none, whatever this shell has set
     "CUDA_VISIBLE_DEVICES": "",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # without the compiler's pool of forks, which has hung on a busy machine
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # the compiler forks nothing, so that nothing of it outlives a program
     "PYTHONFAULTHANDLER": "1",  # for `run`
 }
 

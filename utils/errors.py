@@ -1,4 +1,4 @@
-"""Expected trouble, and the one place where it becomes one line and an exit code."""
+"""Expected trouble, and the one place where it becomes one line and an exit code; signals; the standard streams."""
 
 import contextlib
 import errno
