@@ -61,7 +61,7 @@ def choose_compile(name: str, images: int, device: torch.device) -> str:
 
 def compiler_works(runtime: Runtime) -> bool:
     """Whether torch.compile can compile for this device, found out by trying; if not, a line says why."""
-    torch._logging.set_logs(all=logging.ERROR)  # its warnings are remarks for its own developers
+    logging.getLogger("torch").setLevel(logging.ERROR)  # its warnings are remarks for its own developers
     try:
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=runtime.device))
     except Exception as error:  # no compiler, no headers, no disk: one of many kinds of error

@@ -2,8 +2,8 @@
 
 import contextlib
 import gc
+import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,6 +107,8 @@ def _torch_switches(deterministic: bool) -> Iterator[None]:
     """Set what is global in torch; put it back at the end, for a notebook that goes on."""
     settings, generator = torch.utils.deterministic, torch.get_rng_state()
     before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    logger = logging.getLogger("torch")
+    level = logger.level
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     if deterministic:  # on a GPU; a CPU is so anyway (docs.pytorch.org/docs/stable/notes/randomness)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
@@ -118,8 +120,7 @@ def _torch_switches(deterministic: bool) -> Iterator[None]:
         torch.set_deterministic_debug_mode(before[0])
         settings.fill_uninitialized_memory = before[1]
         torch.set_rng_state(generator)
-        if "torch._dynamo" in sys.modules:
-            torch._logging.set_logs()  # `compiler_works` had quietened it
+        logger.setLevel(level)  # `compiler_works` may have raised it
         if torch.cuda.is_initialized():
             torch.cuda.set_stream(stream or torch.cuda.default_stream(0))  # a captured step had another
 
