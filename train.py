@@ -31,7 +31,7 @@ from utils import checkpoint, engine, files, history
 from utils.accelerate import accelerate, compiler_works, describe_precision, keep_freed_memory, memory_format
 from utils.checkpoint import Checkpoint, Config
 from utils.engine import TrainingStep, derived_seed
-from utils.errors import UserError, interrupt_code, run_program, warn
+from utils.errors import UserError, ignore_further_signals, interrupt_code, run_program, warn
 from utils.options import (
     CHECKPOINT_DIR,
     DATA_DIR,
@@ -274,6 +274,7 @@ def draw_curve_at_end(
         if runtime.is_main:
             curve.draw(rows)
     except (KeyboardInterrupt, BrokenPipeError, UserError) as stop:  # a broken pipe: the reader of stdout has left
+        ignore_further_signals()
         if runtime.is_main:
             with contextlib.suppress(UserError):  # which must not hide why the run ends
                 curve.draw(rows)

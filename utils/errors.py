@@ -44,9 +44,14 @@ def _exit_on_signal(number, frame):
 def _on_signal(number, frame):
     if not hasattr(sys, "ps1"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
-    for other in SIGNALS[1:]:  # shell and system may both send one, and the curve is being drawn
-        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
+
+
+def ignore_further_signals() -> None:
+    """Shell and system may both send one. To be called where the first is handled: a destructor may swallow it."""
+    for number in SIGNALS[1:]:
+        if number in _handlers_before:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _restore_handlers() -> None:
